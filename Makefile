@@ -1,0 +1,117 @@
+# All that a developer runs; `make` alone lists it. STACK picks the toolboxes:
+# onedl (the default) or openmmlab, each in an environment of its own.
+
+STACK ?= onedl
+ARGS ?=
+PYTHON ?=
+JOBS ?= 2
+
+UV_VERSION := 0.13.9
+
+VENV_onedl := .venv
+VENV_openmmlab := .venv-openmmlab
+VENV := $(VENV_$(STACK))
+ifeq ($(VENV),)
+  $(error STACK is "$(STACK)", but only onedl and openmmlab exist)
+endif
+
+# The Pythons to try, the preferred one first, and which versions fit. For
+# openmmlab only 3.10 has everything prebuilt. pyenv and uv keep some where no
+# PATH leads to.
+PYENV := $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions
+UV_PYTHONS := $(HOME)/.local/share/uv/python
+KEPT = $(wildcard $(PYENV)/$(1).*/bin/python \
+	$(UV_PYTHONS)/cpython-$(1).*/bin/python$(1))
+PYTHONS_onedl := python3.11 python3 python3.12 python3.13 python3.14 \
+	python3.10 $(foreach v,3.11 3.12 3.13 3.14 3.10,$(call KEPT,$(v)))
+PYTHONS_openmmlab := python3.10 python3 $(call KEPT,3.10)
+FITS_onedl := (3, 10) <= v < (3, 15)
+FITS_openmmlab := v == (3, 10)
+NEEDS_onedl := Python 3.10 to 3.14
+NEEDS_openmmlab := Python 3.10 exactly
+
+# Torch's own threads fight with the workers over the cores.
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-all demo lint format lock python clean
+
+help:  ## list what there is
+	@echo 'make TARGET [STACK=onedl|openmmlab] [ARGS="..."] [PYTHON=/path]'
+	@echo
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 12
+
+setup: $(VENV)/.ready  ## build the environment, where that is needed
+	@echo 'The $(STACK) stack is ready in $(VENV).'
+
+test: $(VENV)/.ready  ## run the tests, without the slow ones
+	$(PYTEST) $(ARGS)
+
+test-all: $(VENV)/.ready  ## run all tests, which takes much longer
+	$(PYTEST) -m '' $(ARGS)
+
+demo: $(VENV)/.ready  ## show the package at work
+	$(VENV)/bin/python tools/demo.py $(ARGS)
+
+lint: $(VENV)/.ready  ## check style and formatting
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/.ready  ## mend what can be mended of these
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+LOCK = $(VENV)/bin/uv pip compile -q --universal --python-version 3.10 \
+	--override requirements/overrides.txt \
+	--custom-compile-command 'make lock' $(ARGS)
+
+lock: $(VENV)/.ready  ## pin both stacks anew (ARGS=--upgrade for newer ones)
+	$(LOCK) requirements/onedl.in -o requirements/onedl.txt
+	$(LOCK) requirements/openmmlab.in -o requirements/openmmlab.txt
+
+python:  ## say which Python `make setup` would use
+	@for python in $(or $(PYTHON),$(PYTHONS_$(STACK))); do \
+	  "$$python" -c 'import sys; v = sys.version_info[:2]; \
+	    $(FITS_$(STACK)) or sys.exit(1); print(sys.executable)' \
+	    2>/dev/null && exit; \
+	done; \
+	echo 'The $(STACK) stack needs $(NEEDS_$(STACK)),' \
+	  'which $(if $(PYTHON),$(PYTHON) is not,was not found): install it, for' \
+	  'example by `uv python install 3.10`, or name one by' \
+	  'PYTHON=/path/to/python.' >&2; \
+	exit 1
+
+# A stamp comes last and the folder is emptied first, so that a build that was
+# cut short starts over. The lock names all that is needed: --no-deps keeps out
+# what requirements/overrides.txt took out of it.
+$(VENV)/.locked: requirements/$(STACK).txt Makefile
+	@rm -f $@
+	@python=$$($(MAKE) -s --no-print-directory python) && \
+	echo "Building $(VENV) with $$python ..." && \
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+	  echo "$$python cannot make environments: on Debian and Ubuntu," \
+	    'run `apt install python3-venv`.' >&2; \
+	  exit 1; \
+	fi && \
+	"$$python" -m venv --clear $(VENV)
+	@$(VENV)/bin/python -m pip install -qq uv==$(UV_VERSION)
+	@$(UV_INSTALL) --no-deps -r requirements/$(STACK).txt
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.locked setup.py pyproject.toml
+	@rm -f $@
+	@$(UV_INSTALL) --no-deps --no-build-isolation -e .
+	@$(LINK_$(STACK))
+	@touch $@
+
+UV_INSTALL = $(VENV)/bin/uv pip install -q --python $(VENV)
+
+# MMEngine 0.10.7 looks for a package next to its metadata, where an editable
+# install leaves no code.
+LINK_openmmlab = ln -sfn '$(CURDIR)/mmefficientmod' \
+	$(VENV)/lib/python3.10/site-packages/
+
+clean:  ## remove the environments and all that was built
+	rm -rf .venv .venv-openmmlab build dist *.egg-info mmefficientmod/.mim
+	rm -rf .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

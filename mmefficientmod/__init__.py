@@ -1,0 +1,24 @@
+"""EfficientMod and its rivals as backbones in MMDetection, MMSegmentation
+and MMPretrain.
+
+Importing the package checks the environment, lets torchvision's kernels serve
+where mmcv came without compiled ones, makes the configs known by name, and
+registers the backbones.
+"""
+
+from mmefficientmod.compat import check_environment
+from mmefficientmod.version import __version__
+
+check_environment()
+
+from mmefficientmod import ops  # noqa: E402
+
+ops.install()
+
+from mmefficientmod.config import register_config_packages  # noqa: E402
+
+register_config_packages()
+
+from mmefficientmod.models import EfficientMod  # noqa: E402
+
+__all__ = ['EfficientMod', '__version__']

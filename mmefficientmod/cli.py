@@ -1,0 +1,303 @@
+"""What the command lines in ``tools/`` share."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import logging
+import os
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger, print_log
+from mmengine.registry import HOOKS as ROOT_HOOKS
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmefficientmod.checkpoint import CheckpointError, check_fit
+from mmefficientmod.config import ConfigError, load_config
+from mmefficientmod.datasets import DataError, apply_mini
+
+# What a user did wrong or lacks, as opposed to a fault of ours.
+USER_ERRORS = (CheckpointError, ConfigError, DataError)
+
+# Notes of the libraries that a user can do nothing about, each where it
+# arises. Everything else is shown.
+NOISE = (
+    dict(message='pkg_resources is deprecated'),
+    dict(message=r'`torch\.jit\.', category=DeprecationWarning),
+    dict(message='invalid escape sequence', category=DeprecationWarning),
+    dict(message='``MultiScaleDeformableAttention`` has been moved'),
+    dict(message='`reduce_zero_label` will be deprecated'),
+    dict(message='"FileClient" will be deprecated'),
+    dict(message='"HardDiskBackend" is the alias'),
+    dict(message='The prefix is not set in metric class'),
+)
+NOISY_LINES = ('Could not import OneDL',)
+
+
+def config_arguments(description: str) -> argparse.ArgumentParser:
+    """A parser with what every tool takes.
+
+    Args:
+        description: First line of the help.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        'config',
+        help='a path, or a config of an installed package such as '
+        'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='settings to override, for example '
+        'train_dataloader.batch_size=2 or data_root=/data/ade',
+    )
+    return parser
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what training and testing take."""
+    parser.add_argument(
+        '--work-dir', help='folder for logs and checkpoints '
+        '(default: work_dirs/NAME OF THE CONFIG)'
+    )  # fmt: skip
+    parser.add_argument(
+        '--mini',
+        action='store_true',
+        help='run on a small generated data set of the same layout, kept '
+        'in data/mini',
+    )
+    parser.add_argument(
+        '--amp', action='store_true', help='mixed precision, on a GPU'
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='what started the processes of a distributed run',
+    )
+    # torch.distributed.launch passes it; torchrun sets the variable.
+    parser.add_argument(
+        '--local-rank', '--local_rank', type=int, default=0,
+        help=argparse.SUPPRESS,
+    )  # fmt: skip
+
+
+def load_run_config(args: argparse.Namespace) -> Config:
+    """The config that the arguments of a run ask for.
+
+    Raises:
+        ConfigError: If it does not exist or an option does not fit.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = load_config(args.config, args.cfg_options)
+    import_toolbox(cfg.get('default_scope') or 'mmengine')
+    if args.mini:
+        apply_mini(cfg)
+        if args.cfg_options:  # what was asked for in so many words wins
+            cfg.merge_from_dict(args.cfg_options)
+    cfg.launcher = args.launcher
+    if args.launcher != 'none' and not torch.cuda.is_available():
+        env_cfg = cfg.setdefault('env_cfg', {})
+        env_cfg.setdefault('dist_cfg', {})['backend'] = 'gloo'
+    if args.work_dir:
+        cfg.work_dir = args.work_dir
+    elif not cfg.get('work_dir'):
+        mini = '_mini' * args.mini
+        cfg.work_dir = f'work_dirs/{Path(args.config).stem}{mini}'
+    if args.amp:
+        _use_amp(cfg)
+    if cfg.get('default_scope') == 'mmpretrain':
+        _collate_like_mmpretrain(cfg)
+    hooks = list(cfg.get('custom_hooks') or [])
+    hooks.append(dict(type='mmefficientmod.DataCheckHook'))
+    cfg.custom_hooks = hooks
+    return cfg
+
+
+def _use_amp(cfg: Config) -> None:
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            '--amp needs a GPU: MMEngine has no mixed precision on a CPU'
+        )
+    wrapper = cfg.optim_wrapper
+    if wrapper.get('type', 'OptimWrapper') not in (
+        'OptimWrapper',
+        'AmpOptimWrapper',
+    ):
+        raise ConfigError(
+            f'--amp cannot replace the optimizer wrapper {wrapper.type}'
+        )
+    wrapper.type = 'AmpOptimWrapper'
+    wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def _collate_like_mmpretrain(cfg: Config) -> None:
+    """Stack samples, as MMPretrain's own train script does."""
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg.get(name):
+            cfg[name] = ConfigDict(
+                pin_memory=True,
+                persistent_workers=cfg[name].get('num_workers', 0) > 0,
+                collate_fn=dict(type='default_collate'),
+            ) | dict(cfg[name])
+
+
+class ToolRunner(Runner):
+    """MMEngine's runner, with a terminal that shows progress.
+
+    Environment, config and hooks stand in the log file alone, and the notes
+    in ``NOISE`` nowhere.
+    """
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """Build the logger and quieten it."""
+        logger = super().build_logger(*args, **kwargs)
+        logger.addFilter(lambda record: not _is_noise(record.getMessage()))
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.addFilter(_is_progress)
+        return logger
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The runner that a config asks for."""
+    if 'runner_type' in cfg:
+        return RUNNERS.build(cfg)
+    runner = ToolRunner.from_cfg(cfg)
+    print_log(f'log, config and checkpoints: {runner.log_dir}', 'current')
+    return runner
+
+
+def _is_noise(message: str) -> bool:
+    return any(re.search(noise['message'], message) for noise in NOISE)
+
+
+def _is_progress(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.INFO or not record.getMessage().lstrip(
+        '\n'
+    ).startswith(('----', 'Config:', 'Hooks will be'))
+
+
+@ROOT_HOOKS.register_module()
+class CheckpointCheckHook(Hook):
+    """Refuses a checkpoint of another model before it is loaded.
+
+    MMEngine loads what fits and goes on with a warning.
+
+    Args:
+        path: Name of the file, for messages.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Compare the keys and shapes of both sides."""
+        weights = checkpoint.get('state_dict', checkpoint)
+        check_fit(runner.model, weights, self.path)
+
+
+def import_toolbox(scope: str) -> None:
+    """Import a toolbox without the lines that mean nothing to a user.
+
+    Args:
+        scope: Name of the toolbox, as in ``default_scope``.
+
+    Raises:
+        ConfigError: If it is not installed.
+    """
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        for part in ('datasets', 'models'):
+            try:
+                importlib.import_module(f'{scope}.{part}')
+            except ModuleNotFoundError as error:
+                if error.name == scope:
+                    raise ConfigError(
+                        f'the config needs {scope}, which is not installed'
+                    ) from None
+                if error.name != f'{scope}.{part}':
+                    raise
+    for line in printed.getvalue().splitlines():
+        if not line.startswith(NOISY_LINES):
+            print(line)
+
+
+def silence_noise() -> None:
+    """Ignore the warnings of the libraries that are listed here."""
+    for noise in NOISE:
+        warnings.filterwarnings('ignore', **noise)
+
+
+@contextlib.contextmanager
+def remove_if_failed(work_dir: str) -> Iterator[None]:
+    """Leave no work dir behind of a run that failed before its first result.
+
+    A folder that was there before, or that holds a checkpoint, stays.
+    """
+    folder = Path(work_dir)
+    existed = folder.exists()
+    try:
+        yield
+    except Exception:
+        if not existed and not any(folder.rglob('*.pth')):
+            _close_log_files()
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _close_log_files() -> None:
+    for logger in logging.Logger.manager.loggerDict.values():
+        for handler in list(getattr(logger, 'handlers', [])):
+            if isinstance(handler, logging.FileHandler):
+                handler.close()
+                logger.removeHandler(handler)
+
+
+def run(main: Callable[[Sequence[str] | None], Any]) -> None:
+    """Run a tool's ``main``; what a user can mend ends in one sentence.
+
+    Exits with 2 for such an error, with 130 for Ctrl-C.
+    """
+    silence_noise()
+    try:
+        main(None)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        print(f'error: {message}', file=sys.stderr)
+        sys.exit(2)
+
+
+def user_message(error: BaseException | None) -> str | None:
+    """The message for a user, if the cause of an error is one of theirs.
+
+    Errors travel wrapped: by MMEngine's registry, as an error of the same
+    type with a longer text, and by worker processes, with a stack trace.
+    """
+    while error is not None:
+        if isinstance(error, USER_ERRORS):
+            text = str(error)
+            for kind in USER_ERRORS:
+                text = text.split(f'{kind.__name__}: ')[-1]
+            return text.strip()
+        error = error.__cause__ or error.__context__
+    return None

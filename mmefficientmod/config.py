@@ -1,0 +1,210 @@
+"""Finding and loading configs: ours, stock ones and the user's."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+
+# Toolboxes whose configs the tools serve.
+TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
+
+
+class ConfigError(ValueError):
+    """A config cannot be found or an option does not fit it."""
+
+
+def register_config_packages() -> None:
+    """Let ``mmefficientmod::`` and ``mmseg::`` name configs in MMEngine.
+
+    MMEngine asks for the distribution ``mmsegmentation``, which the onedl
+    fork of MMSegmentation is not; told the module's name, it finds it.
+    """
+    MODULE2PACKAGE['mmefficientmod'] = 'mmefficientmod'
+    try:
+        metadata.version('mmsegmentation')
+    except metadata.PackageNotFoundError:
+        MODULE2PACKAGE['mmseg'] = 'mmseg'
+
+
+def find_config(name: str) -> Path:
+    """Path of a config.
+
+    Args:
+        name: A path, or ``package::path`` for a config that an installed
+            package carries, for example
+            ``mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py``.
+
+    Raises:
+        ConfigError: If there is none, with the names that come close.
+    """
+    package, colons, inner = name.partition('::')
+    if not colons:
+        path = Path(name)
+        folder = path.parent
+        remedy = f'in {folder}'
+    else:
+        if package not in (*TOOLBOXES, 'mmefficientmod'):
+            raise ConfigError(
+                f'no package {package!r} has configs to take; give a path, '
+                f'or one of {", ".join(TOOLBOXES)} and mmefficientmod '
+                'before the `::`'
+            )
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise ConfigError(
+                f'config {name} needs {package}, which is not installed'
+            )
+        folder = Path(spec.origin).parent / '.mim' / 'configs'
+        path = (folder / inner).with_suffix('.py')
+        remedy = f'in the configs of {package}'
+    if path.is_file():
+        return path
+    known = {str(p.relative_to(folder)): p for p in folder.rglob('*.py')}
+    wanted = str(path.relative_to(folder))
+    close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.7)
+    if colons:
+        close = [f'{package}::{c}' for c in close]
+    else:
+        close = [str(folder / c) for c in close]
+    raise ConfigError(
+        f'config {name} does not exist'
+        + (f'; did you mean {" or ".join(close)}?' if close else f' {remedy}')
+    )
+
+
+def load_config(
+    name: str, options: Mapping[str, Any] | None = None
+) -> Config:
+    """Load a config and put options of the command line in.
+
+    Two things that a stock config repeats in many places may be given once:
+    a top-level ``data_root`` or ``crop_size`` replaces its old value wherever
+    that stands, and a new ``train_cfg.max_iters`` or ``max_epochs`` scales
+    the learning-rate schedule, unless the options set that too.
+
+    Args:
+        name: As for :func:`find_config`.
+        options: Dotted keys and their new values.
+
+    Raises:
+        ConfigError: If the config does not exist or a key does not fit.
+    """
+    options = dict(options or {})
+    path = find_config(name)
+    cfg = Config.fromfile(path)
+    for key in ('data_root', 'crop_size'):
+        if key in options and key in cfg:
+            replace_everywhere(cfg, cfg[key], _like(cfg[key], options[key]))
+    _check_keys(cfg, options)
+    length = _length(cfg)
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, TypeError, AssertionError) as error:
+        raise ConfigError(
+            f'--cfg-options does not fit {name}: {error}'
+        ) from None
+    if length != _length(cfg) and not any(
+        key.startswith('param_scheduler') for key in options
+    ):
+        scale_schedule(cfg, *length, *_length(cfg))
+    return cfg
+
+
+def replace_everywhere(cfg: Any, old: Any, new: Any) -> Any:
+    """Replace a value, or the beginning of a path, in a whole config.
+
+    Args:
+        cfg: Config, dict, list or value; containers are changed in place.
+        old: What to look for; a string is also found as a folder at the
+            beginning of a path.
+        new: What to put there.
+
+    Returns:
+        The value with the replacement made.
+    """
+    if isinstance(cfg, Mapping) or isinstance(cfg, Config):
+        for key in list(cfg):
+            cfg[key] = replace_everywhere(cfg[key], old, new)
+    elif isinstance(old, str) and isinstance(cfg, str):
+        if cfg.rstrip('/') == old.rstrip('/'):
+            return new
+        if cfg.startswith(old.rstrip('/') + '/'):
+            return new.rstrip('/') + cfg[len(old.rstrip('/')) :]
+    elif isinstance(cfg, (list, tuple)):
+        if isinstance(old, (list, tuple)) and list(cfg) == list(old):
+            return new
+        return type(cfg)(replace_everywhere(v, old, new) for v in cfg)
+    return cfg
+
+
+def scale_schedule(
+    cfg: Config, old: int, old_by_epoch: bool, new: int, by_epoch: bool
+) -> None:
+    """Stretch or shrink the learning-rate schedule with the training.
+
+    Args:
+        cfg: The config, changed in place.
+        old: Former length in iterations or epochs.
+        old_by_epoch: Whether that was epochs.
+        new: New length.
+        by_epoch: Whether that is epochs.
+    """
+    if old_by_epoch != by_epoch:
+        return
+    schedulers = cfg.get('param_scheduler') or []
+    if isinstance(schedulers, Mapping):
+        schedulers = [schedulers]
+    for scheduler in schedulers:
+        if scheduler.get('by_epoch', True) != by_epoch:
+            continue
+        for key in ('begin', 'end', 'T_max'):
+            if scheduler.get(key):
+                scheduler[key] = max(1, round(scheduler[key] * new / old))
+        if 'milestones' in scheduler:
+            scheduler['milestones'] = [
+                max(1, round(m * new / old)) for m in scheduler['milestones']
+            ]
+
+
+def _length(cfg: Config) -> tuple[int, bool]:
+    train_cfg = cfg.get('train_cfg') or {}
+    if train_cfg.get('max_iters'):
+        return train_cfg['max_iters'], False
+    return train_cfg.get('max_epochs') or 0, True
+
+
+def _like(old: Any, new: Any) -> Any:
+    """A side given for a size that is a pair means both sides."""
+    if isinstance(old, (list, tuple)) and isinstance(new, int):
+        return type(old)([new] * len(old))
+    return new
+
+
+def _check_keys(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Refuse a top-level key that nothing reads, which would do nothing."""
+    for option in options:
+        top = option.split('.')[0]
+        if top in cfg or top in KNOWN_KEYS:
+            continue
+        close = difflib.get_close_matches(top, [*cfg, *KNOWN_KEYS], n=1)
+        hint = f'; did you mean {close[0]}?' if close else ''
+        raise ConfigError(
+            f'--cfg-options {option}: the config has no {top!r}{hint}'
+        )
+
+
+# What the Runner reads, whether or not a config sets it.
+KNOWN_KEYS = (
+    'auto_scale_lr', 'cfg', 'compile', 'custom_hooks', 'custom_imports',
+    'default_hooks', 'env_cfg', 'experiment_name', 'launcher', 'load_from',
+    'log_level', 'log_processor', 'param_scheduler', 'randomness', 'resume',
+    'runner_type', 'strategy', 'visualizer', 'work_dir', 'find_unused_parameters',
+    'model_wrapper_cfg', 'sync_bn',
+)  # fmt: skip

@@ -1,0 +1,175 @@
+"""Checks of the data, so that a bad file is named and not a stack trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS as ROOT_HOOKS
+from mmengine.runner import Runner
+
+from mmefficientmod.registry import HOOKS
+
+
+class DataError(RuntimeError):
+    """The data set is not there, or one of its files is not what it is."""
+
+
+def dataset_dicts(cfg: Config, loader: str) -> Iterator[dict[str, Any]]:
+    """The innermost data set dicts of a data loader, without wrappers.
+
+    Args:
+        cfg: The config.
+        loader: ``'train_dataloader'`` or another.
+    """
+    todo = [(cfg.get(loader) or {}).get('dataset')]
+    while todo:
+        dataset = todo.pop()
+        if not isinstance(dataset, Mapping):
+            continue
+        if 'dataset' in dataset:
+            todo.append(dataset['dataset'])
+        elif 'datasets' in dataset:
+            todo.extend(dataset['datasets'])
+        else:
+            yield dataset
+
+
+def check_data_exists(cfg: Config, loaders: Sequence[str]) -> None:
+    """Check that the folders and files that a config names are there.
+
+    Args:
+        cfg: The config.
+        loaders: Names of data loaders to check.
+
+    Raises:
+        DataError: Naming the first that is missing, and the remedy.
+    """
+    for loader in loaders:
+        for dataset in dataset_dicts(cfg, loader):
+            root = dataset.get('data_root') or ''
+            prefixes = dataset.get('data_prefix') or {}
+            if isinstance(prefixes, str):
+                prefixes = {'img_path': prefixes}
+            names = [*prefixes.values(), dataset.get('ann_file')]
+            if '://' in root:
+                continue
+            for path in [root, *(Path(root, n) for n in names if n)]:
+                if path and not Path(path).exists():
+                    raise DataError(
+                        f'{dataset["type"]} of {loader}: {path} does not '
+                        'exist. Put the data set there, name another place '
+                        'with `--cfg-options data_root=...`, or try the '
+                        'config on generated data with `--mini`'
+                    )
+            images = prefixes.get('img_path') or prefixes.get('img')
+            folder = Path(root, images) if images else None
+            if folder and folder.is_dir() and not any(folder.iterdir()):
+                raise DataError(
+                    f'{dataset["type"]} of {loader}: {folder} is empty'
+                )
+
+
+@ROOT_HOOKS.register_module()
+@HOOKS.register_module()
+class DataCheckHook(Hook):
+    """Names the file when loading or transforming a sample fails.
+
+    It also refuses labels of a segmentation map that the model has no class
+    for. Those end as "index out of bounds" or, on a GPU, as a device-side
+    assertion that kills the process.
+    """
+
+    # Before the hooks that start worker processes or write files.
+    priority = 'VERY_HIGH'
+
+    def before_train(self, runner: Runner) -> None:
+        self._guard(runner.train_dataloader.dataset)
+
+    def before_val(self, runner: Runner) -> None:
+        self._guard(runner.val_dataloader.dataset)
+
+    def before_test(self, runner: Runner) -> None:
+        self._guard(runner.test_dataloader.dataset)
+
+    def _guard(self, dataset: Any) -> None:
+        for inner in getattr(dataset, 'datasets', []):
+            self._guard(inner)
+        if hasattr(dataset, 'dataset'):
+            self._guard(dataset.dataset)
+        pipeline = getattr(dataset, 'pipeline', None)
+        if isinstance(pipeline, Compose):
+            classes = dataset.metainfo.get('classes') or ()
+            pipeline.transforms = [
+                t if isinstance(t, _Checked) else _Checked(t, len(classes))
+                for t in pipeline.transforms
+            ]
+
+
+class _Checked:
+    """A transform that names the file where it fails."""
+
+    def __init__(self, transform: Callable, num_classes: int) -> None:
+        self.transform = transform
+        self.num_classes = num_classes
+
+    def __getattr__(self, name: str) -> Any:
+        # Anything else that is asked of the transform, it answers itself.
+        if name.startswith('__') or name == 'transform':
+            raise AttributeError(name)
+        return getattr(self.transform, name)
+
+    def __repr__(self) -> str:
+        return repr(self.transform)
+
+    def __call__(self, results: dict) -> dict | None:
+        unlabelled = 'gt_seg_map' not in results
+        try:
+            output = self.transform(results)
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f'{type(self.transform).__name__} failed on '
+                f'{_files(results)}: {type(error).__name__}: {error}'
+            ) from error
+        labels = (output or {}).get('gt_seg_map') if unlabelled else None
+        if labels is not None and self.num_classes:
+            self._check_labels(labels, output)
+        return output
+
+    def _check_labels(self, labels: np.ndarray, results: dict) -> None:
+        file = results.get('seg_map_path', 'the annotation')
+        if labels.ndim != 2:
+            raise DataError(
+                f'{file} has the shape {labels.shape}; an annotation has one '
+                'channel, whose values are the labels'
+            )
+        shift = int(bool(results.get('reduce_zero_label')))
+        ignored = 255
+        bad = np.unique(labels[(labels != ignored)])
+        bad = bad[bad >= self.num_classes]
+        if bad.size:
+            raise DataError(
+                f'{file} has the label {int(bad[0]) + shift}; the data set '
+                f'has the labels {0 if shift else ""}'
+                f'{" (ignored) and 1 to " if shift else "0 to "}'
+                f'{self.num_classes - 1 + shift}, and 255 is ignored'
+            )
+
+
+def _files(results: Mapping[str, Any]) -> str:
+    found = [
+        f'{what} {results[key]}'
+        for key, what in (
+            ('img_path', 'image'),
+            ('seg_map_path', 'annotation'),
+        )
+        if isinstance(results.get(key), str)
+    ]
+    return ', '.join(found) or 'a sample'

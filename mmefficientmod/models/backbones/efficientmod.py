@@ -1,0 +1,574 @@
+"""EfficientMod, written from the paper's equations and table of variants.
+
+Paper: Ma et al., "Efficient Modulation for Vision Networks", ICLR 2024,
+https://arxiv.org/abs/2403.19963. The authors' code, whose numbers this file
+reproduces, is https://github.com/ma-xu/EfficientMod (Apache-2.0).
+
+Inside a stage every tensor is channels-last, ``(N, H, W, C)``, so that linear
+layers and norms read contiguous memory. A convolution sees the same memory as
+a ``(N, C, H, W)`` view in PyTorch's ``channels_last`` format: no copies.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS as ROOT_MODELS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from mmefficientmod.checkpoint import is_pretrained, load_pretrained
+from mmefficientmod.registry import MODELS
+
+# One line a variant, as in the paper's table of configurations. The ratios
+# are a cycle: block j of a stage expands by expand_ratios[j % len].
+ARCHS: dict[str, dict[str, Any]] = {
+    'xxs': dict(
+        dims=(32, 64, 128, 256), depths=(2, 2, 6, 2),
+        attn_depths=(0, 0, 1, 2), attn_mlp_ratios=(4, 4, 4, 4),
+        expand_ratios=(1, 6), drop_path_rate=0.0),
+    'xs': dict(
+        dims=(32, 64, 144, 288), depths=(3, 3, 4, 2),
+        attn_depths=(0, 0, 3, 3), attn_mlp_ratios=(4, 4, 4, 4),
+        expand_ratios=(1, 4), drop_path_rate=0.0),
+    's': dict(
+        dims=(32, 64, 144, 312), depths=(4, 4, 8, 4),
+        attn_depths=(0, 0, 4, 4), attn_mlp_ratios=(4, 4, 4, 5),
+        expand_ratios=(1, 6), drop_path_rate=0.02),
+    's_conv': dict(
+        dims=(40, 80, 160, 344), depths=(4, 4, 12, 8),
+        attn_depths=(0, 0, 0, 0), attn_mlp_ratios=(4, 4, 4, 4),
+        expand_ratios=(1, 6), drop_path_rate=0.02),
+}  # fmt: skip
+
+
+# The authors' names. Their downsampling ends a stage, ours begins the next.
+OFFICIAL_NAMES: tuple[tuple[str, Any], ...] = (
+    (r'^patch_embed\.', 'stem.'),
+    (
+        r'^layers\.(\d+)\.downsample\.',
+        lambda m: f'stages.{int(m[1]) + 1}.downsample.',
+    ),
+    (r'^layers\.(\d+)\.', r'stages.\1.'),
+    (r'\.gamma_1$', '.gamma'),
+    (r'\.context_layer\.context_list\.0\.', '.context.conv.'),
+    (r'\.context_layer\.', '.context.'),
+)
+
+
+class PatchEmbed(nn.Module):
+    """Strided convolution and LayerNorm: the stem and the downsampling.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Side of the kernel; padded by half of it.
+        stride: Stride of the convolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int,
+    ) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=kernel_size // 2,
+        )
+        self.norm = nn.LayerNorm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C_in, H, W) -> (N, ceil(H/s), ceil(W/s), C_out)``."""
+        return self.norm(to_nhwc(self.proj(x)))
+
+
+class ContextBranch(nn.Module):
+    """The context ``g(GELU(DWConv7x7(f(x))))`` of the modulation.
+
+    Args:
+        dim: Channels C.
+        kernel_size: Side of the depth-wise kernel.
+    """
+
+    def __init__(self, dim: int, kernel_size: int = 7) -> None:
+        super().__init__()
+        self.f = nn.Linear(dim, dim)
+        self.conv = nn.Conv2d(
+            dim, dim, kernel_size, padding=kernel_size // 2, groups=dim
+        )
+        self.g = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, H, W, C) -> (N, H, W, C)``."""
+        x = to_nhwc(self.conv(to_nchw_view(self.f(x))))
+        return self.g(gelu(x))
+
+
+class ModulationMlp(nn.Module):
+    """``fc2(context(x) * fc1(x))``: the MLP with the context merged in.
+
+    ``fc1`` expands C to rC channels, with a GELU only where r > 1; the
+    context has C channels and multiplies each of the r groups; ``fc2``
+    brings rC back to C.
+
+    Args:
+        dim: Channels C.
+        expand_ratio: The ratio r.
+    """
+
+    def __init__(self, dim: int, expand_ratio: int) -> None:
+        super().__init__()
+        self.expand_ratio = expand_ratio
+        self.context = ContextBranch(dim)
+        self.fc1 = nn.Linear(dim, expand_ratio * dim)
+        self.fc2 = nn.Linear(expand_ratio * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, H, W, C) -> (N, H, W, C)``."""
+        # f and fc1 read the same input, but one product for both is slower
+        # on a CPU: its two halves are no contiguous memory any more, which
+        # the convolution and the GELU pay for.
+        context = self.context(x)
+        value = self.fc1(x)
+        if self.expand_ratio > 1:
+            value = gelu(value)
+        # The context is broadcast over the r groups instead of repeated.
+        groups = value.unflatten(-1, (self.expand_ratio, -1))
+        context = context.unsqueeze(-2)
+        if torch.is_grad_enabled():
+            groups = groups * context
+        else:
+            groups = groups.mul_(context)
+        return self.fc2(groups.flatten(-2))
+
+
+class ModulationBlock(nn.Module):
+    """``x + gamma * modulation(LayerNorm(x))``, the paper's basic block.
+
+    Args:
+        dim: Channels C.
+        expand_ratio: Expansion r of the value.
+        drop_path: Probability of dropping the branch for a sample.
+        layer_scale_init_value: Start of gamma, none where 0.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        expand_ratio: int,
+        drop_path: float,
+        layer_scale_init_value: float,
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.mlp = ModulationMlp(dim, expand_ratio)
+        self.gamma = (
+            nn.Parameter(torch.full((dim,), float(layer_scale_init_value)))
+            if layer_scale_init_value > 0
+            else None
+        )
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, H, W, C) -> (N, H, W, C)``."""
+        branch = self.drop_path(self.mlp(self.norm(x)))
+        if self.gamma is None:
+            return x + branch
+        return torch.addcmul(x, self.gamma, branch)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all positions, without qkv bias.
+
+    Args:
+        dim: Channels C.
+        num_heads: Heads; each has ``max(C // num_heads, 32)`` channels,
+            so that the heads together may be wider than C.
+    """
+
+    def __init__(self, dim: int, num_heads: int = 8) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = max(dim // num_heads, 32)
+        inner_dim = num_heads * self.head_dim
+        self.qkv = nn.Linear(dim, 3 * inner_dim, bias=False)
+        self.proj = nn.Linear(inner_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, L, C) -> (N, L, C)`` with L positions."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (N, heads, L, d)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).flatten(-2))
+
+
+class AttentionMlp(nn.Module):
+    """The plain MLP of the attention blocks: linear, GELU, linear."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., C) -> (..., C)``."""
+        return self.fc2(gelu(self.fc1(x)))
+
+
+class AttentionBlock(nn.Module):
+    """Pre-norm transformer block; it has no layer scale, as in their code.
+
+    Args:
+        dim: Channels C.
+        mlp_ratio: Width of the MLP's hidden layer in C.
+        drop_path: Probability of dropping a branch for a sample.
+    """
+
+    def __init__(self, dim: int, mlp_ratio: float, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = Attention(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = AttentionMlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, H, W, C) -> (N, H, W, C)``."""
+        shape = x.shape
+        x = x.flatten(1, 2)  # (N, H, W, C) -> (N, L, C)
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        return x.reshape(shape)
+
+
+class Stage(nn.Module):
+    """Downsampling (not in the first stage), then the blocks of a stage."""
+
+    def __init__(
+        self,
+        downsample: PatchEmbed | None,
+        blocks: Sequence[nn.Module],
+        with_cp: bool,
+    ) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.ModuleList(blocks)
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, H, W, C_in) -> (N, H', W', C)``."""
+        if self.downsample is not None:
+            x = self.downsample(to_nchw_view(x))
+        for block in self.blocks:
+            if self.with_cp and x.requires_grad:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
+
+@ROOT_MODELS.register_module()
+@MODELS.register_module()
+class EfficientMod(BaseModule):
+    """EfficientMod backbone with a pyramid of outputs.
+
+    Four stages at strides 4, 8, 16 and 32. An input of ``(N, C, H, W)`` of
+    any size gives, for each level in ``out_indices``, a contiguous
+    ``(N, dims[i], ceil(H / stride), ceil(W / stride))``.
+
+    The initialisation is that of the authors' code: truncated normal (0.02)
+    and zero bias for linear layers, while convolutions keep PyTorch's, since
+    ``nn.Linear or nn.Conv2d`` in their ``isinstance`` means the first alone.
+    The published results contain that.
+
+    Args:
+        arch: Name of a variant (``xxs``, ``xs``, ``s``, ``s_conv``; a hyphen
+            is as good as the underscore) or a dict with the keys ``dims``,
+            ``depths`` (modulation blocks a stage), ``attn_depths``
+            (attention blocks after them), ``expand_ratios`` (cycled over
+            the modulation blocks), ``attn_mlp_ratios`` and, optionally,
+            ``drop_path_rate`` (0).
+        in_channels: Channels of the image. Default: 3.
+        out_indices: Stages to return, 0 to 3 or -4 to -1, in ascending
+            order; an int for one. Stages beyond the last are not built.
+            Default: all four.
+        drop_path_rate: Stochastic depth of the last block, rising linearly
+            from 0 at the first. Default: the variant's own (0.02 for s and
+            s_conv, 0 for xxs and xs).
+        layer_scale_init_value: Start of the layer scale of the modulation
+            blocks; 0 builds none. Default: 1e-4.
+        final_norm: LayerNorm on the output of the last stage, which
+            classification needs and the authors' dense models do without.
+            Default: False.
+        frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the
+            first n stages: no gradient and evaluation mode. Default: -1.
+        norm_eval: Keep batch norms below this module in evaluation mode
+            while training. The variants have LayerNorm only, which is the
+            same in both modes; the option serves batch norms that a user
+            puts in. Default: False.
+        with_cp: Recompute each block in the backward pass to save memory.
+            Default: False.
+        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads a
+            checkpoint of this project or of the authors strictly; see
+            :func:`mmefficientmod.checkpoint.load_pretrained`.
+
+    Attributes:
+        out_channels: Channels of each returned level.
+        out_strides: Stride of each returned level, in pixels.
+
+    Raises:
+        ValueError: For an unknown arch, a malformed dict or an index or
+            number of stages out of range.
+
+    Example:
+        >>> model = EfficientMod('s')
+        >>> [tuple(x.shape) for x in model(torch.rand(1, 3, 64, 96))]
+        [(1, 32, 16, 24), (1, 64, 8, 12), (1, 144, 4, 6), (1, 312, 2, 3)]
+    """
+
+    def __init__(
+        self,
+        arch: str | Mapping[str, Any] = 's',
+        in_channels: int = 3,
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float | None = None,
+        layer_scale_init_value: float = 1e-4,
+        final_norm: bool = False,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: Mapping[str, Any] | Sequence[Mapping] | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        arch = parse_arch(arch)
+        dims = arch['dims']
+        depths = [
+            sum(d) for d in zip(arch['depths'], arch['attn_depths'])
+        ]
+        num_stages = len(dims)
+        self.out_indices = parse_out_indices(out_indices, num_stages)
+        if not -1 <= frozen_stages <= num_stages:
+            raise ValueError(
+                f'frozen_stages={frozen_stages} is out of range: -1 freezes '
+                f'nothing, 0 the stem, 1 to {num_stages} stages as well'
+            )
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.out_channels = tuple(dims[i] for i in self.out_indices)
+        self.out_strides = tuple(4 * 2**i for i in self.out_indices)
+        # What no output depends on is not built: it would never get a
+        # gradient, which distributed training refuses.
+        num_built = self.out_indices[-1] + 1
+        if final_norm and num_built < num_stages:
+            raise ValueError(
+                f'final_norm=True normalises the last stage, which '
+                f'out_indices={out_indices} leaves out'
+            )
+
+        if drop_path_rate is None:
+            drop_path_rate = arch['drop_path_rate']
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(
+                f'drop_path_rate={drop_path_rate} is no probability below 1'
+            )
+        rates = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
+
+        self.stem = PatchEmbed(in_channels, dims[0], kernel_size=7, stride=4)
+        self.stages = nn.ModuleList()
+        for i, dim in enumerate(dims[:num_built]):
+            downsample = (
+                PatchEmbed(dims[i - 1], dim, kernel_size=3, stride=2)
+                if i
+                else None
+            )
+            ratios = arch['expand_ratios']
+            blocks: list[nn.Module] = [
+                ModulationBlock(
+                    dim,
+                    ratios[j % len(ratios)],
+                    next(rates),
+                    layer_scale_init_value,
+                )
+                for j in range(arch['depths'][i])
+            ]
+            blocks += [
+                AttentionBlock(dim, arch['attn_mlp_ratios'][i], next(rates))
+                for _ in range(arch['attn_depths'][i])
+            ]
+            self.stages.append(Stage(downsample, blocks, with_cp))
+        self.norm = nn.LayerNorm(dims[-1]) if final_norm else None
+
+        self.apply(init_linear)
+        self._freeze_stages()
+
+    def init_weights(self) -> None:
+        """Load ``init_cfg``'s checkpoint strictly, if it names one.
+
+        Raises:
+            CheckpointError: If the file does not fit; the message shows
+                both sides.
+        """
+        if not is_pretrained(self.init_cfg):
+            super().init_weights()
+            return
+        later = range(len(self.stages), 4)
+        load_pretrained(
+            self,
+            self.init_cfg,
+            convert=rename_official_keys,
+            optional=('norm.', 'head.', *(f'stages.{i}.' for i in later)),
+        )
+        self._is_init = True
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``(N, C, H, W)`` to one ``(N, C_i, H_i, W_i)`` a level."""
+        outs = []
+        x = self.stem(x)
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in self.out_indices:
+                last = i == len(self.stages) - 1
+                out = self.norm(x) if last and self.norm is not None else x
+                outs.append(to_nchw_view(out).contiguous())
+        return tuple(outs)
+
+    def train(self, mode: bool = True) -> EfficientMod:
+        """Set the mode; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        frozen = [self.stem, *self.stages[: self.frozen_stages]]
+        if self.frozen_stages == len(self.stages) and self.norm is not None:
+            frozen.append(self.norm)
+        for module in frozen:
+            module.eval()
+            module.requires_grad_(False)
+
+
+def to_nchw_view(x: Tensor) -> Tensor:
+    """``(N, H, W, C) -> (N, C, H, W)``, the same memory."""
+    return x.permute(0, 3, 1, 2)
+
+
+def to_nhwc(x: Tensor) -> Tensor:
+    """``(N, C, H, W) -> (N, H, W, C)``, contiguous.
+
+    A copy only where the convolution did not answer in the layout that it
+    was asked in. It must be contiguous for the GELU behind it: with torch
+    2.1 on a CPU, GELU's backward returns garbage where gradient and
+    activation differ in layout.
+    """
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU that overwrites its input where no gradient is wanted."""
+    return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
+
+
+def rename_official_keys(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the authors' names to ours, one to one.
+
+    Names that are ours already, or nobody's, stay as they are.
+    """
+    renamed = {}
+    for key, value in weights.items():
+        name = key
+        for pattern, replacement in OFFICIAL_NAMES:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = value
+    return renamed
+
+
+def init_linear(module: nn.Module) -> None:
+    """Initialise a linear layer as the authors do, leave others alone."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def parse_arch(arch: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a variant, checked.
+
+    Raises:
+        ValueError: Naming what is wrong and what is possible.
+    """
+    if isinstance(arch, str):
+        settings = ARCHS.get(arch.replace('-', '_'))
+        if settings is None:
+            raise ValueError(
+                f'EfficientMod has no arch {arch!r}; the variants are '
+                f'{", ".join(ARCHS)}, or give a dict with the keys '
+                f'{", ".join(ARCHS["s"])}'
+            )
+        return settings
+    settings = {'drop_path_rate': 0.0, **arch}
+    expected = set(ARCHS['s'])
+    if set(settings) != expected:
+        missing = ', '.join(sorted(expected - set(settings))) or 'none'
+        unknown = ', '.join(sorted(set(settings) - expected)) or 'none'
+        raise ValueError(
+            f'the arch dict of EfficientMod has missing keys: {missing}; '
+            f'unknown keys: {unknown}'
+        )
+    for key in ('depths', 'attn_depths', 'attn_mlp_ratios'):
+        if len(settings[key]) != len(settings['dims']):
+            raise ValueError(
+                f'the arch dict of EfficientMod has {len(settings["dims"])} '
+                f'dims but {len(settings[key])} {key}; each needs one value '
+                'a stage'
+            )
+    if not settings['expand_ratios']:
+        raise ValueError(
+            'expand_ratios of EfficientMod is empty; it needs at least one '
+            'ratio, for example (1, 6)'
+        )
+    return settings
+
+
+def parse_out_indices(
+    out_indices: int | Sequence[int], num_stages: int
+) -> tuple[int, ...]:
+    """Stage indices as ascending numbers from 0.
+
+    Raises:
+        ValueError: For none, one out of range or a wrong order.
+    """
+    if isinstance(out_indices, int):
+        out_indices = (out_indices,)
+    valid = f'{-num_stages} to {num_stages - 1}'
+    for i in out_indices:
+        if not -num_stages <= i < num_stages:
+            raise ValueError(
+                f'out_indices={tuple(out_indices)} is out of range: '
+                f'EfficientMod has {num_stages} stages, indices {valid}'
+            )
+    indices = tuple(i % num_stages for i in out_indices)
+    if not indices or list(indices) != sorted(set(indices)):
+        raise ValueError(
+            f'out_indices={tuple(out_indices)} must name at least one stage, '
+            f'each once and in ascending order, of {valid}'
+        )
+    return indices

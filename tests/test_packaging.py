@@ -1,0 +1,327 @@
+"""What is shipped, what is pinned, and that both are found when installed."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email import message_from_string
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from mmefficientmod import __version__, compat
+
+ROOT = Path(__file__).resolve().parents[1]
+MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
+STACKS = tuple(compat.STACKS)
+
+# Prints where MMEngine finds the package and what it reads from there.
+FIND_CONFIG = """
+import json, sys
+import mmefficientmod
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.utils import get_installed_path
+name, child = sys.argv[1:]
+print(json.dumps({
+    'package': mmefficientmod.__file__,
+    'installed': get_installed_path('mmefficientmod'),
+    'hub': get_config(f'mmefficientmod::{name}').filename,
+    'base': Config.fromfile(child).model.backbone.type,
+}))
+"""
+
+
+def shipped_files():
+    """What stands under .mim, as the tree has it."""
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for name in MIM_CONTENT
+        for path in (ROOT / name, *(ROOT / name).rglob('*'))
+        if path.is_file() and '__pycache__' not in path.parts
+    }
+    assert 'model-index.yml' in files
+    assert any(name.startswith('configs/') for name in files)
+    return files
+
+
+def code_files():
+    return {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / 'mmefficientmod').rglob('*.py')
+        if '.mim' not in path.parts
+    }
+
+
+def clean_environment(**changes):
+    """An environment in which no path leads back to this checkout."""
+    return {
+        **{k: v for k, v in os.environ.items() if k != 'PYTHONPATH'},
+        **changes,
+    }
+
+
+@pytest.fixture(scope='module')
+def dists(tmp_path_factory):
+    """A wheel and an sdist of the tree, with traps laid in it."""
+    tree = tmp_path_factory.mktemp('build') / 'tree'
+    shutil.copytree(
+        ROOT,
+        tree,
+        ignore=shutil.ignore_patterns(
+            '.git', '.venv*', '*.egg-info', '.mim', 'build', 'dist', 'data'
+        ),
+    )
+    for trap in (
+        '.venv/lib/site-packages/trap.py',
+        'data/trap/images/trap.png',
+        'work_dirs/trap/trap.pth',
+        'outputs/trap.py',
+        'tools/__pycache__/trap.cpython-310.pyc',
+        'configs/__pycache__/trap.cpython-310.pyc',
+        # Left over from the build of an older version.
+        'build/lib/mmefficientmod/.mim/configs/trap.py',
+    ):
+        path = tree / trap
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('')
+    # As an editable install leaves it.
+    mim = tree / 'mmefficientmod/.mim'
+    mim.mkdir()
+    for name in MIM_CONTENT:
+        (mim / name).symlink_to(f'../../{name}')
+
+    out = tree.parent / 'out'
+    for kind in ('sdist', 'wheel'):
+        # The hook that pip and uv call, without a build environment, which
+        # would have to be downloaded.
+        result = subprocess.run(
+            [
+                sys.executable,
+                '-c',
+                f'import setuptools.build_meta as backend; '
+                f'backend.build_{kind}({str(out)!r})',
+            ],
+            cwd=tree,
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stderr
+    return out
+
+
+@pytest.fixture(scope='module')
+def wheel(dists):
+    (path,) = dists.glob('*.whl')
+    return path
+
+
+def test_wheel_content(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    info = f'mmefficientmod-{__version__}.dist-info/'
+    rest = {name for name in names if not name.startswith(info)}
+    assert rest == code_files() | {
+        f'mmefficientmod/.mim/{name}' for name in shipped_files()
+    }
+    assert f'{info}licenses/LICENSE' in names
+
+
+def test_sdist_content(dists):
+    (path,) = dists.glob('*.tar.gz')
+    prefix = f'mmefficientmod-{__version__}/'
+    with tarfile.open(path) as archive:
+        names = {
+            member.name.removeprefix(prefix)
+            for member in archive.getmembers()
+            if not member.isdir()
+        }
+    wanted = {'setup.py', 'pyproject.toml', 'LICENSE', 'README.md'}
+    assert names >= wanted | shipped_files() | code_files()
+    assert not [name for name in names if 'trap' in name or '.mim' in name]
+
+
+def test_wheel_metadata(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        info = f'mmefficientmod-{__version__}.dist-info/METADATA'
+        text = archive.read(info).decode()
+    fields = message_from_string(text)
+    assert fields['Version'] == __version__
+    assert fields['Requires-Python'] == '>=3.10'
+    assert fields['License-Expression'] == 'Apache-2.0'
+
+    required = [Requirement(line) for line in fields.get_all('Requires-Dist')]
+    assert [r.name for r in required if r.marker is None] == ['packaging']
+    for stack in STACKS:
+        extra = {
+            (r.name, r.specifier)
+            for r in required
+            if r.marker and r.marker.evaluate({'extra': stack})
+        }
+        assert extra >= {
+            (r.name, r.specifier)
+            for r in map(Requirement, compat.requirements(stack))
+        }
+
+
+def find_config(folder, **environment):
+    """Asks MMEngine for one of our configs, from outside the checkout."""
+    config = min((ROOT / 'configs').glob('[!_]*/*.py'))
+    name = config.relative_to(ROOT / 'configs').as_posix()
+    child = folder / 'child.py'
+    child.write_text(f"_base_ = 'mmefficientmod::{name}'\n")
+    result = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', FIND_CONFIG, name, str(child)],
+        cwd=folder,
+        env=clean_environment(**environment),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return name, json.loads(result.stdout.splitlines()[-1])
+
+
+def test_configs_of_an_installed_wheel_are_found(wheel, tmp_path):
+    site = tmp_path / 'site'
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    package = site / 'mmefficientmod'
+
+    name, found = find_config(tmp_path, PYTHONPATH=str(site))
+    assert Path(found['package']) == package / '__init__.py'
+    assert Path(found['installed']) == package
+    assert Path(found['hub']) == package / '.mim/configs' / name
+    assert 'EfficientMod' in found['base']
+
+
+def test_configs_of_this_install_are_found(tmp_path):
+    """As `make setup` leaves it, which is an editable install."""
+    probe = (
+        'import importlib.util, sys; '
+        "sys.exit(importlib.util.find_spec('mmefficientmod') is None)"
+    )
+    if subprocess.run(
+        [sys.executable, '-c', probe], cwd=tmp_path, env=clean_environment()
+    ).returncode:
+        pytest.skip('the package is not installed here; see `make setup`')
+
+    name, found = find_config(tmp_path)
+    assert Path(found['package']).samefile(ROOT / 'mmefficientmod/__init__.py')
+    assert Path(found['installed']).samefile(ROOT / 'mmefficientmod')
+    assert Path(found['hub']).samefile(ROOT / 'configs' / name)
+    assert 'EfficientMod' in found['base']
+
+
+def read_lock(stack):
+    """Lists the requirements of a lock."""
+    lines = (ROOT / f'requirements/{stack}.txt').read_text().splitlines()
+    return [
+        Requirement(line)
+        for line in lines
+        if line.strip() and not line.lstrip().startswith('#')
+    ]
+
+
+@pytest.mark.parametrize('stack', STACKS)
+def test_lock_is_pinned_and_accepted(stack):
+    versions = {}
+    for requirement in read_lock(stack):
+        (pin,) = requirement.specifier
+        assert pin.operator == '==', requirement
+        assert requirement.url is None
+        versions.setdefault(requirement.name, set()).add(pin.version)
+
+    for wanted in map(Requirement, compat.requirements(stack)):
+        (version,) = versions[wanted.name]
+        assert version in wanted.specifier, wanted
+    other = STACKS[1 - STACKS.index(stack)]
+    assert not {
+        dist
+        for dists in compat.STACKS[other].values()
+        for dist in dists
+        if dist in versions
+    }
+
+
+@pytest.mark.parametrize('stack', STACKS)
+def test_lock_holds_what_was_asked_for(stack):
+    """Fails where an input was edited without `make lock`."""
+    lock = {r.name: r.specifier for r in read_lock(stack)}
+    for line in (ROOT / f'requirements/{stack}.in').read_text().splitlines():
+        if line and not line.startswith('#'):
+            asked = Requirement(line)
+            (pin,) = lock[asked.name]
+            assert pin.version in asked.specifier, line
+
+
+def test_this_environment_is_what_the_lock_says():
+    """Fails where something was installed by hand beside the lock."""
+    stack = next(
+        stack
+        for stack, modules in compat.STACKS.items()
+        if _is_installed(next(iter(modules['mmengine'])))
+    )
+    for requirement in read_lock(stack):
+        if requirement.marker is None or requirement.marker.evaluate():
+            version = metadata.version(requirement.name)
+            assert SpecifierSet(str(requirement.specifier)).contains(
+                version, prereleases=True
+            ), requirement
+
+
+def _is_installed(dist):
+    try:
+        metadata.version(dist)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    'path', sorted((ROOT / 'requirements').iterdir()), ids=lambda p: p.name
+)
+def test_requirements_name_no_registry_and_no_machine(path):
+    found = re.search(
+        r'://|-url|find-links|(^|[\s"\'=])/\w|file:', path.read_text(), re.M
+    )
+    assert found is None, found
+
+
+@pytest.mark.skipif(shutil.which('make') is None, reason='make is missing')
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['setup', 'STACK=mmlab'], 'but only onedl and openmmlab exist'),
+        (
+            ['python', 'PYTHON=no-such-python'],
+            'which no-such-python is not: install it',
+        ),
+        (
+            ['python', 'STACK=openmmlab', 'PYTHON=no-such-python'],
+            'The openmmlab stack needs Python 3.10 exactly',
+        ),
+    ],
+)
+def test_make_complains_in_one_sentence(arguments, message):
+    # A make around this test must not hand its settings down.
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ('MAKEFLAGS', 'STACK')
+    }
+    result = subprocess.run(
+        ['make', *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode
+    assert message in result.stderr
+    said = [x for x in result.stderr.splitlines() if ' Error ' not in x]
+    assert len(said) == 1

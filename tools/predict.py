@@ -1,0 +1,102 @@
+"""Draw the predictions of a trained model on images."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from mmefficientmod import cli
+from mmefficientmod.checkpoint import check_fit
+from mmefficientmod.config import ConfigError, load_config
+from mmefficientmod.datasets import DataError
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = cli.config_arguments(__doc__)
+    parser.add_argument('checkpoint', help='checkpoint of the whole model')
+    parser.add_argument('images', nargs='+', help='image files')
+    parser.add_argument('--out', default='outputs', help='folder to draw to')
+    parser.add_argument('--device', help='such as cpu or cuda:0')
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> list[Path]:
+    args = parse_args(argv)
+    cfg = load_config(args.config, args.cfg_options)
+    if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
+        raise ConfigError(f'checkpoint {args.checkpoint} does not exist')
+    for image in args.images:
+        if not Path(image).is_file() or cv2.imread(image) is None:
+            raise DataError(f'{image} is no image that can be read')
+    inferencer = build_inferencer(cfg, args.checkpoint, args.device)
+    out = Path(args.out)
+    # Each toolbox has a word of its own for where to draw.
+    where = 'show_dir' if cfg.default_scope == 'mmpretrain' else 'out_dir'
+    before = {p: p.stat().st_mtime_ns for p in out.rglob('*.*')}
+    inferencer(args.images, **{where: str(out)})
+    drawn = sorted(
+        p
+        for p in out.rglob('*.*')
+        if p.suffix in ('.jpg', '.png') and 'pred' not in p.parent.name
+        and before.get(p) != p.stat().st_mtime_ns
+    )  # fmt: skip
+    print('\n'.join(map(str, drawn)))
+    return drawn
+
+
+def build_inferencer(
+    cfg: Config, checkpoint: str, device: str | None = None
+) -> Any:
+    """The inferencer of the toolbox that a config belongs to.
+
+    Args:
+        cfg: The config.
+        checkpoint: A checkpoint of the whole model.
+        device: Where to run; by default a GPU if there is one.
+
+    Raises:
+        CheckpointError: If the checkpoint is of another model.
+        ConfigError: If the toolbox has no inferencer here.
+    """
+    scope = cfg.get('default_scope')
+    cli.import_toolbox(scope)
+    init_default_scope(scope)
+    if scope == 'mmseg':
+        from mmseg.apis import MMSegInferencer
+
+        # Without them it would draw in the colours of Cityscapes.
+        meta = DATASETS.get(cfg.test_dataloader.dataset.type).METAINFO
+        inferencer = MMSegInferencer(
+            cfg, checkpoint, meta['classes'], meta['palette'], device=device
+        )
+    elif scope == 'mmdet':
+        from mmdet.apis import DetInferencer
+
+        inferencer = DetInferencer(cfg, checkpoint, device=device)
+    elif scope == 'mmpretrain':
+        from mmpretrain.apis import ImageClassificationInferencer
+
+        inferencer = ImageClassificationInferencer(
+            cfg, checkpoint, device=device
+        )
+    else:
+        raise ConfigError(
+            f'predictions are drawn for mmdet, mmseg and mmpretrain, and the '
+            f'config has default_scope={scope!r}'
+        )
+    weights = CheckpointLoader.load_checkpoint(checkpoint, 'cpu')
+    check_fit(
+        inferencer.model, weights.get('state_dict', weights), checkpoint
+    )
+    return inferencer
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,82 @@
+"""Train any config: ours, a stock one of a toolbox, or your own."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+from mmefficientmod import cli
+from mmefficientmod.config import ConfigError
+from mmefficientmod.datasets import check_data_exists
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = cli.config_arguments(__doc__)
+    cli.add_run_arguments(parser)
+    parser.add_argument(
+        '--pretrained',
+        metavar='FILE',
+        help='ImageNet weights of the backbone, to start from',
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='FILE',
+        help='go on from a checkpoint, by default the last of the work dir',
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate linearly with the total batch',
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    cfg = cli.load_run_config(args)
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.auto_scale_lr:
+        if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+            raise ConfigError(
+                '--auto-scale-lr needs auto_scale_lr.base_batch_size, which '
+                f'{args.config} does not have'
+            )
+        cfg.auto_scale_lr.enable = True
+    if args.pretrained:
+        cfg.model.backbone.init_cfg = dict(
+            type='Pretrained', checkpoint=args.pretrained
+        )
+    check_data_exists(cfg, ('train_dataloader', 'val_dataloader'))
+    with cli.remove_if_failed(cfg.work_dir):
+        runner = cli.build_runner(cfg)
+        if not args.mini:
+            warn_without_weights(cfg)
+        runner.train()
+
+
+def warn_without_weights(cfg: Config) -> None:
+    """Say so where a recipe for pretrained weights runs without any."""
+    backbone = (cfg.get('model') or {}).get('backbone') or {}
+    if (
+        backbone.get('type', '').endswith('EfficientMod')
+        and not backbone.get('init_cfg')
+        and not cfg.get('load_from')
+        and cfg.get('default_scope') != 'mmpretrain'
+    ):
+        print_log(
+            'The backbone starts from random weights; the published results '
+            'start from ImageNet weights: give them with --pretrained FILE',
+            logger='current',
+            level=30,
+        )
+
+
+if __name__ == '__main__':
+    cli.run(main)
