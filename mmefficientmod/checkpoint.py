@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -56,8 +57,7 @@ def load_pretrained(
         optional: Beginnings of keys that either side may lack.
 
     Raises:
-        CheckpointError: If the file is unsafe or does not fit.
-        FileNotFoundError: If there is none.
+        CheckpointError: If the file is missing, unsafe or does not fit.
         TypeError: If ``init_cfg`` has an unknown key.
     """
     unknown = sorted(set(init_cfg) - set(INIT_CFG_KEYS))
@@ -96,21 +96,20 @@ def read_checkpoint(path: str, map_location: str = 'cpu') -> Any:
         map_location: Device of the tensors.
 
     Raises:
-        CheckpointError: If it holds other objects or is no checkpoint.
-        FileNotFoundError: If there is none.
+        CheckpointError: If there is none, it holds other objects or is no
+            checkpoint.
     """
     try:
         with get_local_path(path) as local:
             return _load_safely(local, map_location)
     except FileNotFoundError:
-        raise FileNotFoundError(
-            f'checkpoint {path} does not exist'
-        ) from None
+        raise CheckpointError(f'checkpoint {path} does not exist') from None
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0].rstrip('.')
+        found = re.search(r'(?:GLOBAL|class) ([\w.]+)', str(error))
+        reason = f' ({found[1]})' if found else ''
         raise CheckpointError(
             f'checkpoint {path} is not read, since it holds more than '
-            f'weights ({reason}) and reading such objects can run code. If '
+            f'weights{reason} or is none, and reading it could run code. If '
             'you trust the file, keep its weights alone: python -c "import '
             f"torch; c = torch.load('{path}', 'cpu', weights_only=False); "
             "torch.save(c.get('state_dict', c.get('model', c)), "
@@ -238,9 +237,7 @@ def strip_prefix(
     return dict(weights)
 
 
-def _below(
-    weights: Mapping[str, Tensor], prefix: str
-) -> dict[str, Tensor]:
+def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {
         key[len(prefix) :]: value
         for key, value in weights.items()

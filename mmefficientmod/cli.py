@@ -42,7 +42,11 @@ NOISE = (
     dict(message='"FileClient" will be deprecated'),
     dict(message='"HardDiskBackend" is the alias'),
     dict(message='The prefix is not set in metric class'),
+    dict(message='Default ``avg_non_ignore`` is False'),
+    dict(message='The draw is False, it means'),
 )
+# A class that is neither in the data nor predicted.
+EMPTY_ROW = re.compile(r'\|[^|]*(\|  nan +)+\|$')
 NOISY_LINES = ('Could not import OneDL',)
 
 
@@ -161,14 +165,14 @@ def _collate_like_mmpretrain(cfg: Config) -> None:
 class ToolRunner(Runner):
     """MMEngine's runner, with a terminal that shows progress.
 
-    Environment, config and hooks stand in the log file alone, and the notes
-    in ``NOISE`` nowhere.
+    Environment, config and hooks stand in the log file alone; the notes in
+    ``NOISE`` and the rows of classes that a table has no number for, nowhere.
     """
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """Build the logger and quieten it."""
         logger = super().build_logger(*args, **kwargs)
-        logger.addFilter(lambda record: not _is_noise(record.getMessage()))
+        logger.addFilter(_drop_noise)
         for handler in logger.handlers:
             if not isinstance(handler, logging.FileHandler):
                 handler.addFilter(_is_progress)
@@ -184,8 +188,13 @@ def build_runner(cfg: Config) -> Runner:
     return runner
 
 
-def _is_noise(message: str) -> bool:
-    return any(re.search(noise['message'], message) for noise in NOISE)
+def _drop_noise(record: logging.LogRecord) -> bool:
+    lines = str(record.msg).splitlines(keepends=True)
+    if len(lines) > 1:
+        record.msg = ''.join(x for x in lines if not EMPTY_ROW.match(x))
+    return not any(
+        re.search(noise['message'], str(record.msg)) for noise in NOISE
+    )
 
 
 def _is_progress(record: logging.LogRecord) -> bool:

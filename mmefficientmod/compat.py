@@ -12,22 +12,29 @@ imports nothing but the standard library at its top.
 
 from importlib import metadata
 
-# module -> {distribution that provides it: accepted versions}. Where several
-# distributions provide a module, the first is the one we suggest.
+# stack -> module -> {distribution that provides it: accepted versions}. Where
+# several distributions provide a module, the first is the one we suggest.
 #
 # Every range is the minor series that the locks in requirements/ test, since
 # these toolboxes do break their interface between minor releases. PyTorch
-# does not, so its range spans from the oldest tested release (openmmlab) over
-# the newest (onedl) up to the next major.
-COMMON = {
-    'torch': {'torch': '>=2.1,<3'},
-    'torchvision': {'torchvision': '>=0.16,<1'},
+# does not, so its range goes on up to the next major. It starts at 2.1, the
+# oldest that is tested, but for onedl at 2.3, as onedl-mmsegmentation needs
+# NumPy 2 and older PyTorch cannot use that.
+PYTORCH = {
+    'onedl': {
+        'torch': {'torch': '>=2.3,<3'},
+        'torchvision': {'torchvision': '>=0.18,<1'},
+    },
+    'openmmlab': {
+        'torch': {'torch': '>=2.1,<3'},
+        'torchvision': {'torchvision': '>=0.16,<1'},
+    },
 }
 STACKS = {
     'onedl': {
-        # 0.10.8 is the first release of the fork.
+        # 0.10.8 is the first release of the fork; mmcv 2.3.0 needs NumPy 1.
         'mmengine': {'onedl-mmengine': '>=0.10.8,<0.11'},
-        'mmcv': {'onedl-mmcv': '>=2.3,<2.4'},
+        'mmcv': {'onedl-mmcv': '>=2.3.1,<2.4'},
         'mmdet': {'onedl-mmdetection': '>=3.5,<3.6'},
         'mmseg': {'onedl-mmsegmentation': '>=1.4,<1.5'},
         'mmpretrain': {'onedl-mmpretrain': '>=1.3,<1.4'},
@@ -60,7 +67,7 @@ def requirements(stack: str) -> list[str]:
     Returns:
         One requirement for each module of the stack, PyTorch included.
     """
-    modules = {**COMMON, **STACKS[stack]}
+    modules = PYTORCH[stack] | STACKS[stack]
     return [_suggestion(dists) for dists in modules.values()]
 
 
@@ -80,7 +87,7 @@ def check_environment() -> None:
 
     stack = next((name for name in STACKS if found[name]), DEFAULT_STACK)
     _check_versions(
-        {**COMMON, **STACKS[stack]}, {**_find(COMMON), **found[stack]}
+        PYTORCH[stack] | STACKS[stack], _find(PYTORCH[stack]) | found[stack]
     )
 
 
@@ -138,25 +145,36 @@ def _check_versions(
     modules: dict[str, dict[str, str]], found: dict[str, dict[str, str]]
 ) -> None:
     """Refuses what is missing, too old or too new."""
-    problems, wanted = [], []
+    problems, faulty = [], set()
     for module, dists in modules.items():
-        for dist, version in found.get(module, {}).items():
+        dist, version = next(iter(found.get(module, {}).items()), (None, None))
+        if dist:
             fault = _fault(version, dists[dist])
-            if fault:
-                problems.append(
-                    f'{dist} {version}, which is {fault} '
-                    f'(accepted: {dists[dist]})'
-                )
-                wanted.append(dist + dists[dist])
-        if module in REQUIRED_MODULES and module not in found:
-            dist, accepted = next(iter(dists.items()))
-            problems.append(f'no {dist} (accepted: {accepted})')
-            wanted.append(_suggestion(dists))
-    if problems:
-        raise ImportError(
-            'mmefficientmod cannot run here, having found '
-            f'{" and ".join(problems)}: run `{_install(wanted)}`.'
-        )
+            if not fault:
+                continue
+            problem = f'{dist} {version}, which is {fault}'
+        elif module in REQUIRED_MODULES:
+            dist = next(iter(dists))
+            problem = f'no {dist}'
+        else:
+            continue
+        problems.append(f'{problem} (accepted: {dists[dist]})')
+        faulty.add(module)
+    if not problems:
+        return
+
+    # A torchvision works with one torch only, so they change together.
+    if faulty & {'torch', 'torchvision'}:
+        faulty |= {'torch', 'torchvision'}
+    wanted = [
+        _suggestion({d: dists[d] for d in found.get(module, dists)})
+        for module, dists in modules.items()
+        if module in faulty
+    ]
+    raise ImportError(
+        'mmefficientmod cannot run here, having found '
+        f'{" and ".join(problems)}: run `{_install(wanted)}`.'
+    )
 
 
 def _fault(version: str, accepted: str) -> str | None:
@@ -223,7 +241,7 @@ def _reinstall(installed: list[str], stack: str, modules: set[str]) -> str:
     """
     wanted = [
         _suggestion(dists)
-        for module, dists in STACKS[stack].items()
+        for module, dists in (PYTORCH[stack] | STACKS[stack]).items()
         if module in modules
     ]
     return (

@@ -79,9 +79,7 @@ def find_config(name: str) -> Path:
     )
 
 
-def load_config(
-    name: str, options: Mapping[str, Any] | None = None
-) -> Config:
+def load_config(name: str, options: Mapping[str, Any] | None = None) -> Config:
     """Load a config and put options of the command line in.
 
     Two things that a stock config repeats in many places may be given once:
@@ -129,7 +127,7 @@ def replace_everywhere(cfg: Any, old: Any, new: Any) -> Any:
     Returns:
         The value with the replacement made.
     """
-    if isinstance(cfg, Mapping) or isinstance(cfg, Config):
+    if isinstance(cfg, (Mapping, Config)):
         for key in list(cfg):
             cfg[key] = replace_everywhere(cfg[key], old, new)
     elif isinstance(old, str) and isinstance(cfg, str):
@@ -202,9 +200,9 @@ def _check_keys(cfg: Config, options: Mapping[str, Any]) -> None:
 
 # What the Runner reads, whether or not a config sets it.
 KNOWN_KEYS = (
-    'auto_scale_lr', 'cfg', 'compile', 'custom_hooks', 'custom_imports',
+    'auto_scale_lr', 'compile', 'custom_hooks', 'custom_imports',
     'default_hooks', 'env_cfg', 'experiment_name', 'launcher', 'load_from',
     'log_level', 'log_processor', 'param_scheduler', 'randomness', 'resume',
-    'runner_type', 'strategy', 'visualizer', 'work_dir', 'find_unused_parameters',
-    'model_wrapper_cfg', 'sync_bn',
+    'runner_type', 'strategy', 'visualizer', 'work_dir', 'sync_bn',
+    'find_unused_parameters', 'model_wrapper_cfg',
 )  # fmt: skip

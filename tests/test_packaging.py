@@ -9,12 +9,10 @@ import sys
 import tarfile
 import zipfile
 from email import message_from_string
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 
 from mmefficientmod import __version__, compat
 
@@ -173,7 +171,7 @@ def test_wheel_metadata(wheel):
 
 def find_config(folder, **environment):
     """Asks MMEngine for one of our configs, from outside the checkout."""
-    config = min((ROOT / 'configs').glob('[!_]*/*.py'))
+    config = min((ROOT / 'configs').glob('seg/fpn_efficientmod_*.py'))
     name = config.relative_to(ROOT / 'configs').as_posix()
     child = folder / 'child.py'
     child.write_text(f"_base_ = 'mmefficientmod::{name}'\n")
@@ -259,29 +257,6 @@ def test_lock_holds_what_was_asked_for(stack):
             asked = Requirement(line)
             (pin,) = lock[asked.name]
             assert pin.version in asked.specifier, line
-
-
-def test_this_environment_is_what_the_lock_says():
-    """Fails where something was installed by hand beside the lock."""
-    stack = next(
-        stack
-        for stack, modules in compat.STACKS.items()
-        if _is_installed(next(iter(modules['mmengine'])))
-    )
-    for requirement in read_lock(stack):
-        if requirement.marker is None or requirement.marker.evaluate():
-            version = metadata.version(requirement.name)
-            assert SpecifierSet(str(requirement.specifier)).contains(
-                version, prereleases=True
-            ), requirement
-
-
-def _is_installed(dist):
-    try:
-        metadata.version(dist)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize(

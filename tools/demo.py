@@ -7,24 +7,21 @@ ADE20K's layout, and ends with the mIoU and a picture.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+import predict
+import test
+import train
 from matplotlib.patches import Patch
 
 from mmefficientmod import cli
 from mmefficientmod.config import load_config
 from mmefficientmod.datasets import apply_mini
 
-sys.path.insert(0, str(Path(__file__).parent))
-import predict  # noqa: E402
-import test  # noqa: E402
-import train  # noqa: E402
-
-CONFIG = 'configs/seg/fpn_efficientmod_s_ade20k.py'
+CONFIG = 'mmefficientmod::seg/fpn_efficientmod_s_ade20k.py'
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -68,7 +65,7 @@ def draw(config: str, checkpoint: str, picture: Path, rows: int = 4) -> None:
         rows, 3, figsize=(9, 2.3 * rows + 0.6), squeeze=False
     )
     seen: set[int] = set()
-    for row, sample in zip(axes, dataset):
+    for row, sample in zip(axes, dataset, strict=False):
         path = sample['data_samples'].img_path
         truth = sample['data_samples'].gt_sem_seg.data[0].numpy()
         result = inferencer(path, return_datasamples=True)
@@ -81,10 +78,12 @@ def draw(config: str, checkpoint: str, picture: Path, rows: int = 4) -> None:
                 palette[np.where(truth == 255, 150, truth)],
                 palette[predicted],
             ),
+            strict=True,
         ):
             axis.imshow(picture_of)
             axis.axis('off')
-    for axis, title in zip(axes[0], ('image', 'ground truth', 'prediction')):
+    titles = ('image', 'ground truth', 'prediction')
+    for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title)
     names = dataset.metainfo['classes']
     figure.legend(

@@ -9,7 +9,7 @@ from typing import Any
 
 import cv2
 from mmengine.config import Config
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmefficientmod import cli
@@ -70,6 +70,7 @@ def build_inferencer(
     init_default_scope(scope)
     if scope == 'mmseg':
         from mmseg.apis import MMSegInferencer
+        from mmseg.registry import DATASETS
 
         # Without them it would draw in the colours of Cityscapes.
         meta = DATASETS.get(cfg.test_dataloader.dataset.type).METAINFO
@@ -92,9 +93,7 @@ def build_inferencer(
             f'config has default_scope={scope!r}'
         )
     weights = CheckpointLoader.load_checkpoint(checkpoint, 'cpu')
-    check_fit(
-        inferencer.model, weights.get('state_dict', weights), checkpoint
-    )
+    check_fit(inferencer.model, weights.get('state_dict', weights), checkpoint)
     return inferencer
 
 

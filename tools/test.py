@@ -67,9 +67,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 def use_tta(cfg: Config, name: str) -> None:
     """Turn a config into its test-time augmentation."""
     if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
-        raise ConfigError(
-            f'--tta: {name} has no tta_model and tta_pipeline'
-        )
+        raise ConfigError(f'--tta: {name} has no tta_model and tta_pipeline')
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
 

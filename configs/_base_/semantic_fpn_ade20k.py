@@ -39,16 +39,12 @@ val_evaluator = dict(type='mmefficientmod.PresentIoUMetric')
 test_evaluator = val_evaluator
 
 optim_wrapper = dict(
-    optimizer=dict(
-        _delete_=True, type='AdamW', lr=2e-4, weight_decay=1e-4
-    ),
+    optimizer=dict(_delete_=True, type='AdamW', lr=2e-4, weight_decay=1e-4),
 )
 # Their warm-up reaches the full rate at iteration 1000, MMEngine's LinearLR
 # one before its end.
 param_scheduler = [
-    dict(
-        type='LinearLR', start_factor=0.1, begin=0, end=1001, by_epoch=False
-    ),
+    dict(type='LinearLR', start_factor=0.1, begin=0, end=1001, by_epoch=False),
     dict(
         type='CosineAnnealingLR',
         eta_min=2e-10,  # 1e-6 of the learning rate

@@ -87,7 +87,8 @@ def apply_mini(cfg: Config, root: str = 'data/mini') -> None:
     _shrink_schedule(cfg, mini)
     for loader in LOADERS:
         if cfg.get(loader):
-            cfg[loader].update(num_workers=1, persistent_workers=True)
+            # The images are small: a worker would take a core from training.
+            cfg[loader].update(num_workers=0, persistent_workers=False)
     if cfg.get('train_dataloader'):
         cfg.train_dataloader.batch_size = mini.batch_size
     cfg.setdefault('randomness', dict(seed=0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from mmengine.logging import print_log
 from mmseg.evaluation import IoUMetric
 
@@ -29,10 +28,10 @@ class PresentIoUMetric(IoUMetric):
         metrics = super().compute_metrics(results)
         if self.format_only:
             return metrics
-        intersect, union, _, label = (sum(areas) for areas in zip(*results))
+        intersect, union, _, label = map(sum, zip(*results, strict=True))
         present = label > 0
-        iou = (intersect[present] / union[present]).numpy()
-        metrics['mIoU_present'] = float(np.round(iou.mean() * 100, 2))
+        iou = intersect[present] / union[present]
+        metrics['mIoU_present'] = round(100 * iou.mean().item(), 2)
         print_log(
             f'mIoU over the {len(iou)} classes present in the ground truth: '
             f'{metrics["mIoU_present"]}',

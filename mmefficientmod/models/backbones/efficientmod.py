@@ -355,9 +355,6 @@ class EfficientMod(BaseModule):
         super().__init__(init_cfg=init_cfg)
         arch = parse_arch(arch)
         dims = arch['dims']
-        depths = [
-            sum(d) for d in zip(arch['depths'], arch['attn_depths'])
-        ]
         num_stages = len(dims)
         self.out_indices = parse_out_indices(out_indices, num_stages)
         if not -1 <= frozen_stages <= num_stages:
@@ -384,7 +381,8 @@ class EfficientMod(BaseModule):
             raise ValueError(
                 f'drop_path_rate={drop_path_rate} is no probability below 1'
             )
-        rates = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
+        num_blocks = sum(arch['depths']) + sum(arch['attn_depths'])
+        rates = iter(torch.linspace(0, drop_path_rate, num_blocks).tolist())
 
         self.stem = PatchEmbed(in_channels, dims[0], kernel_size=7, stride=4)
         self.stages = nn.ModuleList()

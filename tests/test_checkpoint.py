@@ -1,0 +1,233 @@
+"""Loading weights: every way in which the authors' files may come."""
+
+import argparse
+import logging
+import os
+
+import pytest
+import torch
+from mmengine.logging import MMLogger
+from torch.testing import assert_close
+
+from mmefficientmod import EfficientMod
+from mmefficientmod.checkpoint import CheckpointError, read_checkpoint
+
+TINY = dict(
+    dims=(8, 16, 24, 32),
+    depths=(1, 1, 1, 1),
+    attn_depths=(0, 0, 1, 1),
+    expand_ratios=(2,),
+    attn_mlp_ratios=(2, 2, 2, 2),
+)
+
+
+def to_official(name):
+    """Our names to the authors', written out the other way round."""
+    if name.startswith('stages.'):
+        _, i, part, rest = name.split('.', 3)
+        if part == 'downsample':
+            return f'layers.{int(i) - 1}.downsample.{rest}'
+        rest = rest.replace('context.conv', 'context_layer.context_list.0')
+        rest = rest.replace('context.', 'context_layer.')
+        return f'layers.{i}.{part}.{rest}'.replace('.gamma', '.gamma_1')
+    return name.replace('stem.', 'patch_embed.')
+
+
+@pytest.fixture
+def source():
+    torch.manual_seed(1)
+    return EfficientMod(TINY, final_norm=True)
+
+
+@pytest.fixture
+def official(source):
+    weights = {to_official(k): v for k, v in source.state_dict().items()}
+    assert any('context_list' in k for k in weights)
+    return {
+        **weights,
+        'head.weight': torch.zeros(1000, 32),
+        'head.bias': torch.zeros(1000),
+    }
+
+
+def build(path, arch=TINY, **kwargs):
+    options = {
+        k: kwargs.pop(k) for k in ('prefix', 'use_ema') if k in kwargs
+    }
+    model = EfficientMod(
+        arch,
+        init_cfg=dict(type='Pretrained', checkpoint=str(path), **options),
+        **kwargs,
+    )
+    model.init_weights()
+    return model
+
+
+def assert_loaded(model, source):
+    own = model.state_dict()
+    expected = {k: source.state_dict()[k] for k in own}
+    assert_close(dict(own), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('key', ['state_dict', 'model', 'state_dict_ema', ''])
+@pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.'])
+@pytest.mark.parametrize('names', ['official', 'ours'])
+@pytest.mark.parametrize('head', [True, False])
+def test_every_wrapping(tmp_path, source, official, key, prefix, names, head):
+    weights = official if names == 'official' else source.state_dict()
+    weights = {
+        prefix + k: v
+        for k, v in weights.items()
+        if head or not k.startswith('head')
+    }
+    if prefix == 'backbone.':
+        weights['neck.conv.weight'] = torch.zeros(3)
+    torch.save({key: weights} if key else weights, tmp_path / 'c.pth')
+    assert_loaded(build(tmp_path / 'c.pth'), source)
+    assert_loaded(build(tmp_path / 'c.pth', final_norm=True), source)
+
+
+def test_explicit_prefix(tmp_path, source):
+    weights = {f'student.{k}': v for k, v in source.state_dict().items()}
+    torch.save({'state_dict': weights}, tmp_path / 'c.pth')
+    assert_loaded(build(tmp_path / 'c.pth', prefix='student.'), source)
+    with pytest.raises(CheckpointError, match="begins with 'teacher.'"):
+        build(tmp_path / 'c.pth', prefix='teacher')
+
+
+@pytest.fixture
+def messages():
+    """What is logged, while a logger is current."""
+    logger = MMLogger.get_instance(f'test-{os.urandom(4).hex()}')
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger.addHandler(handler)
+    return lines
+
+
+def test_plain_weights_unless_ema_is_asked_for(
+    tmp_path, source, official, messages
+):
+    ema = {k: v + 1 for k, v in official.items()}
+    torch.save(
+        {'state_dict': official, 'state_dict_ema': ema}, tmp_path / 'c.pth'
+    )
+    assert_loaded(build(tmp_path / 'c.pth'), source)
+    assert "'state_dict', plain weights" in messages[-1]
+    assert "others are under 'state_dict_ema'" in messages[-1]
+    averaged = build(tmp_path / 'c.pth', use_ema=True)
+    assert_close(averaged.stem.norm.bias, source.stem.norm.bias + 1)
+    assert "'state_dict_ema', EMA weights" in messages[-1]
+    torch.save({'state_dict': official}, tmp_path / 'plain.pth')
+    with pytest.raises(CheckpointError, match='no EMA weights'):
+        build(tmp_path / 'plain.pth', use_ema=True)
+
+
+def test_final_norm_and_head_may_be_lacking(tmp_path, source, messages):
+    weights = source.state_dict()
+    weights = {k: v for k, v in weights.items() if not k.startswith('norm.')}
+    torch.save(weights, tmp_path / 'c.pth')
+    build(tmp_path / 'c.pth', final_norm=True)
+    assert 'new: norm.weight, norm.bias' in messages[-1]
+
+
+def test_fewer_stages_take_their_part(tmp_path, source, official):
+    torch.save(official, tmp_path / 'c.pth')
+    assert_loaded(build(tmp_path / 'c.pth', out_indices=(0, 1)), source)
+
+
+def test_a_file_that_matches_nothing_is_refused(tmp_path):
+    torch.save({'conv1.weight': torch.zeros(3)}, tmp_path / 'resnet.pth')
+    with pytest.raises(CheckpointError) as error:
+        build(tmp_path / 'resnet.pth')
+    text = str(error.value)
+    assert 'resnet.pth does not fit EfficientMod' in text
+    assert '0 of the' in text
+    assert 'file lacks stem.proj.weight' in text
+    assert 'model has no conv1.weight' in text
+
+
+def test_another_variant_is_refused_with_both_shapes(tmp_path, official):
+    torch.save(official, tmp_path / 'c.pth')
+    before = EfficientMod({**TINY, 'dims': (12, 16, 24, 32)})
+    with pytest.raises(
+        CheckpointError,
+        match=r'stem.proj.weight is \(8, 3, 7, 7\) in the file and '
+        r'\(12, 3, 7, 7\) in the model',
+    ):
+        build(tmp_path / 'c.pth', {**TINY, 'dims': (12, 16, 24, 32)})
+    assert before.stem.proj.weight.shape[0] == 12
+
+
+@pytest.mark.parametrize('legacy', [False, True], ids=['zip', 'legacy'])
+def test_the_authors_namespace_is_read(tmp_path, source, official, legacy):
+    args = argparse.Namespace(model='efficientMod_s', lr=4e-3, opt=None)
+    torch.save(
+        {'state_dict': official, 'args': args, 'epoch': 299, 'metric': 81.0},
+        tmp_path / 'c.pth',
+        _use_new_zipfile_serialization=not legacy,
+    )
+    assert read_checkpoint(str(tmp_path / 'c.pth'))['args'] == args
+    assert_loaded(build(tmp_path / 'c.pth'), source)
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize('namespace', [False, True])
+def test_code_in_a_file_is_not_run(tmp_path, official, namespace):
+    trap = tmp_path / 'trap'
+    content = {'state_dict': official, 'meta': Evil(str(trap))}
+    if namespace:  # must not open the door to the rest
+        content = {'args': argparse.Namespace(a=1), **content}
+    torch.save(content, tmp_path / 'c.pth')
+    with pytest.raises(CheckpointError, match='trust the file') as error:
+        build(tmp_path / 'c.pth')
+    assert 'mkdir' in str(error.value)
+    assert not trap.exists()
+    # The remedy that the message names works.
+    command = str(error.value).split('python -c ')[1].strip().strip('"')
+    os.chdir(tmp_path)
+    exec(command)
+    assert trap.exists()
+    build(tmp_path / 'weights.pth')
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (b'not a checkpoint', 'cannot be read|not read'),
+        (b'', 'cannot be read'),
+        ({'epoch': 3}, 'holds no weights.*epoch'),
+        ([1, 2], 'holds no weights'),
+        (None, 'does not exist'),
+    ],
+)
+def test_files_that_are_no_checkpoint(tmp_path, content, message):
+    path = tmp_path / 'c.pth'
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(CheckpointError, match=message):
+        build(path)
+
+
+def test_unknown_key_of_init_cfg():
+    model = EfficientMod(
+        TINY, init_cfg=dict(type='Pretrained', checkpoint='x', ema=True)
+    )
+    with pytest.raises(TypeError, match=r"unknown keys \['ema'\].*use_ema"):
+        model.init_weights()
+
+
+def test_init_weights_without_a_checkpoint_keeps_the_weights(source):
+    before = {k: v.clone() for k, v in source.state_dict().items()}
+    source.init_weights()
+    assert_close(dict(source.state_dict()), before, rtol=0, atol=0)
