@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -126,6 +128,9 @@ def load_run_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = f'work_dirs/{Path(args.config).stem}{mini}'
     if args.amp:
         _use_amp(cfg)
+    if cfg.get('visualizer'):
+        # A fixed name is one object for all runs of a process.
+        cfg.visualizer.pop('name', None)
     if cfg.get('default_scope') == 'mmpretrain':
         _collate_like_mmpretrain(cfg)
     hooks = list(cfg.get('custom_hooks') or [])
@@ -219,7 +224,10 @@ class CheckpointCheckHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare the keys and shapes of both sides."""
         weights = checkpoint.get('state_dict', checkpoint)
-        check_fit(runner.model, weights, self.path)
+        model = runner.model
+        if is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        check_fit(model, weights, self.path)
 
 
 def import_toolbox(scope: str) -> None:
@@ -301,6 +309,8 @@ def user_message(error: BaseException | None) -> str | None:
 
     Errors travel wrapped: by MMEngine's registry, as an error of the same
     type with a longer text, and by worker processes, with a stack trace.
+    What the registry or a constructor of ours says of a config is a user's,
+    too.
     """
     while error is not None:
         if isinstance(error, USER_ERRORS):
@@ -308,5 +318,15 @@ def user_message(error: BaseException | None) -> str | None:
             for kind in USER_ERRORS:
                 text = text.split(f'{kind.__name__}: ')[-1]
             return text.strip()
+        if isinstance(error, (TypeError, ValueError, KeyError)):
+            where = _raised_in(error)
+            if where.startswith(('mmefficientmod.', 'mmengine.registry.')):
+                return str(error).strip('"')
         error = error.__cause__ or error.__context__
     return None
+
+
+def _raised_in(error: BaseException) -> str:
+    """The module whose code raised an error."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].f_globals.get('__name__', '') if frames else ''

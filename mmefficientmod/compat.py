@@ -91,21 +91,6 @@ def check_environment() -> None:
     )
 
 
-def register_config_scope() -> None:
-    """Makes MMEngine resolve ``mmefficientmod::seg/...`` config paths.
-
-    MMEngine knows the packages that may be named before ``::`` by a fixed
-    table, so without this ``_base_ = 'mmefficientmod::...'`` and
-    ``mmengine.hub.get_config`` refuse ours.
-    """
-    from mmengine.config.utils import MODULE2PACKAGE
-
-    # A module and not the distribution: MMEngine 0.10.7 looks for a
-    # distribution next to its metadata, where an editable install has no
-    # code, but finds a module by the import system, in every install.
-    MODULE2PACKAGE['mmefficientmod'] = 'mmefficientmod.version'
-
-
 def _check_one_stack(found: dict[str, dict[str, dict[str, str]]]) -> None:
     """Refuses packages of two stacks together.
 

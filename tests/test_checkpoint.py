@@ -51,9 +51,7 @@ def official(source):
 
 
 def build(path, arch=TINY, **kwargs):
-    options = {
-        k: kwargs.pop(k) for k in ('prefix', 'use_ema') if k in kwargs
-    }
+    options = {k: kwargs.pop(k) for k in ('prefix', 'use_ema') if k in kwargs}
     model = EfficientMod(
         arch,
         init_cfg=dict(type='Pretrained', checkpoint=str(path), **options),

@@ -56,9 +56,7 @@ def test_learning_rate_is_the_authors(variant, tmp_path):
         ROOT / f'configs/seg/fpn_efficientmod_{variant}_ade20k.py'
     )
     wrapper = cfg.optim_wrapper
-    assert wrapper.optimizer == dict(
-        type='AdamW', lr=2e-4, weight_decay=1e-4
-    )
+    assert wrapper.optimizer == dict(type='AdamW', lr=2e-4, weight_decay=1e-4)
     assert cfg.train_cfg.max_iters == 40000
     runner = Runner(
         model=torch.nn.Linear(1, 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = cli.load_run_config(args)
     if args.resume:
+        if args.resume != 'auto' and not Path(args.resume).is_file():
+            raise ConfigError(f'--resume: {args.resume} does not exist')
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.auto_scale_lr:

@@ -1,0 +1,50 @@
+"""What the tests share."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='session')
+def tool():
+    """Import a command line of ``tools/`` by its name."""
+
+    def load(name):
+        key = f'tools_{name}'
+        if key not in sys.modules:
+            path = ROOT / 'tools' / f'{name}.py'
+            spec = importlib.util.spec_from_file_location(key, path)
+            sys.modules[key] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[key])
+        return sys.modules[key]
+
+    return load
+
+
+@pytest.fixture(scope='session')
+def mini_root(tmp_path_factory):
+    """A folder with the miniatures, for tests that only read them."""
+    from mmefficientmod.datasets.mini import MINIATURES, prepare
+
+    root = tmp_path_factory.mktemp('mini')
+    for mini in MINIATURES.values():
+        prepare(mini, str(root))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def fresh_singletons():
+    """MMEngine keeps loggers and visualizers by name for a whole process."""
+    yield
+    from mmengine.logging import MessageHub, MMLogger
+    from mmengine.visualization import Visualizer
+
+    todo = [Visualizer, MMLogger, MessageHub]
+    while todo:
+        kind = todo.pop()
+        todo += kind.__subclasses__()
+        kind._instance_dict.clear()

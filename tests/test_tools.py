@@ -1,0 +1,234 @@
+"""The command lines, on the miniature: what they do and how they refuse."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mmefficientmod import EfficientMod, cli
+
+ROOT = Path(__file__).parents[1]
+CONFIG = 'mmefficientmod::seg/fpn_efficientmod_xxs_ade20k.py'
+# Two steps of two images, and validation on what there is.
+SHORT = ['train_cfg.max_iters=2', 'train_dataloader.batch_size=2']
+
+
+@pytest.fixture
+def workplace(tmp_path, mini_root, monkeypatch):
+    """A folder of its own, with a copy of few of the miniature's images."""
+    monkeypatch.chdir(tmp_path)
+    for source in mini_root.glob('ade20k*'):
+        for path in source.rglob('*'):
+            if path.is_file() and int(path.stem[-2:]) < 4:
+                target = tmp_path / 'data/mini' / path.relative_to(mini_root)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+    return tmp_path
+
+
+@pytest.fixture
+def train(tool, workplace):
+    def run(*argv, config=CONFIG, options=()):
+        tool('train').main(
+            [config, '--mini', *argv, '--cfg-options', *SHORT, *options]
+        )
+        return workplace / 'work_dirs' / f'{Path(config).stem}_mini'
+
+    return run
+
+
+def fails(main, argv, capsys):
+    """What a user reads when a tool refuses; nothing else but that."""
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda _: main(argv))
+    assert stop.value.code == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith('error: ')
+    assert 'Traceback' not in message
+    return message
+
+
+def test_train_test_and_predict(train, tool, workplace, capsys):
+    work_dir = train()
+    checkpoint = str(work_dir / 'iter_2.pth')
+    metrics = tool('test').main(
+        [CONFIG, checkpoint, '--mini', '--out', 'results']
+    )
+    assert 0 <= metrics['mIoU_present'] <= 100
+    written = json.loads((workplace / 'results/metrics.json').read_text())
+    assert written['metrics']['mIoU'] == metrics['mIoU']
+    predictions = list((workplace / 'results/predictions').glob('*.png'))
+    assert len(predictions) == 4
+    labels = cv2.imread(str(predictions[0]), cv2.IMREAD_UNCHANGED)
+    assert labels.shape == (96, 128)
+    assert labels.min() >= 1  # as in ADE20K's own files
+
+    image = next(workplace.glob('data/mini/*/images/validation/*.jpg'))
+    drawn = tool('predict').main(
+        [CONFIG, checkpoint, str(image), '--out', 'drawn']
+        + ['--cfg-options', 'test_pipeline.1.scale=(384,96)']
+    )
+    assert len(drawn) == 1
+    assert cv2.imread(str(drawn[0])).shape[1] >= 128
+    assert str(drawn[0]) in capsys.readouterr().out
+
+
+def test_tta(train, tool):
+    checkpoint = str(train() / 'iter_2.pth')
+    options = ['--cfg-options', 'test_dataloader.dataset.indices=1']
+    plain = tool('test').main([CONFIG, checkpoint, '--mini', *options])
+    flipped = tool('test').main(
+        [CONFIG, checkpoint, '--mini', '--tta', *options]
+    )
+    assert plain['aAcc'] != flipped['aAcc']
+
+
+def test_resume_goes_on_where_it_stopped(train):
+    options = ['default_hooks.checkpoint.interval=2', 'randomness.seed=3']
+    train('--work-dir', 'whole', options=['train_cfg.max_iters=4', *options])
+    schedule = [
+        'param_scheduler.0.end=1',
+        'param_scheduler.1.end=4',
+        *options,
+    ]
+    train('--work-dir', 'parts', options=schedule)
+    train(
+        '--work-dir',
+        'parts',
+        '--resume',
+        options=['train_cfg.max_iters=4', *schedule],
+    )
+    states = [
+        torch.load(f'{name}/iter_4.pth', weights_only=False)
+        for name in ('whole', 'parts')
+    ]
+    assert [s['meta']['iter'] for s in states] == [4, 4]
+    assert [s['optimizer']['param_groups'][0]['lr'] for s in states]
+
+
+def test_pretrained_weights_arrive(train, workplace):
+    torch.manual_seed(5)
+    backbone = EfficientMod('xxs')
+    torch.save({'state_dict': backbone.state_dict()}, 'weights.pth')
+    work_dir = train(
+        '--pretrained',
+        'weights.pth',
+        options=['optim_wrapper.optimizer.lr=0.0'],
+    )
+    weights = torch.load(work_dir / 'iter_2.pth', weights_only=False)
+    assert_close(
+        weights['state_dict']['backbone.stem.proj.weight'],
+        backbone.stem.proj.weight.detach(),
+    )
+
+
+def test_the_terminal_shows_progress_and_little_else(workplace):
+    run = subprocess.run(
+        [sys.executable, ROOT / 'tools/train.py', CONFIG, '--mini']
+        + ['--cfg-options', *SHORT, 'default_hooks.logger.interval=1'],
+        capture_output=True,
+        text=True,
+        cwd=workplace,
+    )
+    assert run.returncode == 0, run.stderr
+    lines = (run.stdout + run.stderr).splitlines()
+    assert any('Iter(train) [2/2]' in x and 'eta' in x for x in lines)
+    noise = ('Warning', 'warn(', 'deprecated', 'OneDL', 'Traceback')
+    assert not [x for x in lines if any(n in x for n in noise)]
+    assert len(lines) < 60, run.stdout + run.stderr
+
+
+def test_missing_data(tool, workplace, capsys):
+    message = fails(tool('train').main, [CONFIG], capsys)
+    assert 'data/ade/ADEChallengeData2016 does not exist' in message
+    assert '--mini' in message
+    assert not (workplace / 'work_dirs').exists()
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize('kind', ['images', 'annotations'])
+def test_a_broken_file(train, tool, workplace, capsys, kind, workers):
+    for path in workplace.glob(f'data/mini/*/{kind}/training/*'):
+        path.write_bytes(b'broken')
+    argv = [CONFIG, '--mini', '--cfg-options', *SHORT]
+    argv.append(f'train_dataloader.num_workers={workers}')
+    message = fails(tool('train').main, argv, capsys)
+    assert f'{kind}/training/ADE_mini' in message
+    assert not list(workplace.glob('work_dirs/*'))
+
+
+def test_a_label_out_of_range(tool, workplace, capsys):
+    for path in workplace.glob('data/mini/*/annotations/training/*'):
+        cv2.imwrite(str(path), cv2.imread(str(path), -1) + 180)
+    argv = [CONFIG, '--mini', '--cfg-options', *SHORT]
+    message = fails(tool('train').main, argv, capsys)
+    assert 'annotations/training/ADE_mini' in message
+    assert '1 to 150' in message
+
+
+def test_a_checkpoint_of_another_variant(train, tool, workplace, capsys):
+    checkpoint = str(train() / 'iter_2.pth')
+    other = CONFIG.replace('xxs', 'xs')
+    image = str(next(workplace.rglob('*.jpg')))
+    before = sorted(workplace.glob('work_dirs/*'))
+    for name, extra in (('test', ['--mini']), ('predict', [image])):
+        message = fails(tool(name).main, [other, checkpoint, *extra], capsys)
+        assert 'iter_2.pth does not fit' in message
+        assert 'stages.' in message
+    assert sorted(workplace.glob('work_dirs/*')) == before
+
+
+@pytest.mark.parametrize(
+    ('name', 'argv', 'message'),
+    [
+        ('train', ['no/such.py'], 'no/such.py does not exist'),
+        ('train', [CONFIG, '--mini', '--amp'], '--amp needs a GPU'),
+        (
+            'train',
+            [CONFIG, '--mini', '--pretrained', 'no.pth'],
+            'no.pth does not exist',
+        ),
+        (
+            'train',
+            [CONFIG, '--mini', '--cfg-options', 'model.backbone.arch=m'],
+            "no arch 'm'; the variants are xxs, xs, s, s_conv",
+        ),
+        (
+            'train',
+            [CONFIG, '--mini', '--cfg-options', 'model.backbone.depth=5'],
+            "unexpected keyword argument 'depth'",
+        ),
+        (
+            'train',
+            [CONFIG, '--mini', '--resume', 'no.pth'],
+            'no.pth does not exist',
+        ),
+        ('test', [CONFIG, 'no.pth', '--mini'], 'no.pth does not exist'),
+        ('predict', [CONFIG, 'no.pth', 'x.jpg'], 'no.pth does not exist'),
+    ],
+)
+def test_refusals(tool, workplace, capsys, name, argv, message):
+    if torch.cuda.is_available() and '--amp' in argv:
+        pytest.skip('there is a GPU')
+    assert message in fails(tool(name).main, argv, capsys)
+    assert not list(workplace.glob('work_dirs/*'))
+
+
+def test_predict_refuses_what_is_no_image(tool, workplace, capsys):
+    Path('w.pth').touch()
+    Path('x.jpg').write_text('text')
+    message = fails(tool('predict').main, [CONFIG, 'w.pth', 'x.jpg'], capsys)
+    assert 'x.jpg is no image' in message
+
+
+@pytest.mark.parametrize('name', ['train', 'test', 'predict'])
+def test_unknown_flag(tool, name):
+    with pytest.raises(SystemExit) as stop:
+        tool(name).main([CONFIG, '--no-such-flag'])
+    assert stop.value.code == 2
