@@ -27,7 +27,11 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmefficientmod.checkpoint import CheckpointError, check_fit
-from mmefficientmod.config import ConfigError, load_config
+from mmefficientmod.config import (
+    ConfigError,
+    apply_options,
+    load_config,
+)
 from mmefficientmod.datasets import DataError, apply_mini
 
 # What a user did wrong or lacks, as opposed to a fault of ours.
@@ -111,12 +115,11 @@ def load_run_config(args: argparse.Namespace) -> Config:
         ConfigError: If it does not exist or an option does not fit.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = load_config(args.config, args.cfg_options)
+    cfg = load_config(args.config)
     import_toolbox(cfg.get('default_scope') or 'mmengine')
     if args.mini:
         apply_mini(cfg)
-        if args.cfg_options:  # what was asked for in so many words wins
-            cfg.merge_from_dict(args.cfg_options)
+    apply_options(cfg, args.cfg_options)
     cfg.launcher = args.launcher
     if args.launcher != 'none' and not torch.cuda.is_available():
         env_cfg = cfg.setdefault('env_cfg', {})

@@ -82,37 +82,46 @@ def find_config(name: str) -> Path:
 def load_config(name: str, options: Mapping[str, Any] | None = None) -> Config:
     """Load a config and put options of the command line in.
 
+    Args:
+        name: As for :func:`find_config`.
+        options: As for :func:`apply_options`.
+
+    Raises:
+        ConfigError: If the config does not exist or an option does not fit.
+    """
+    cfg = Config.fromfile(find_config(name))
+    apply_options(cfg, options or {})
+    return cfg
+
+
+def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Put options of the command line into a config.
+
     Two things that a stock config repeats in many places may be given once:
     a top-level ``data_root`` or ``crop_size`` replaces its old value wherever
     that stands, and a new ``train_cfg.max_iters`` or ``max_epochs`` scales
     the learning-rate schedule, unless the options set that too.
 
     Args:
-        name: As for :func:`find_config`.
+        cfg: The config, changed in place.
         options: Dotted keys and their new values.
 
     Raises:
-        ConfigError: If the config does not exist or a key does not fit.
+        ConfigError: If a key does not fit.
     """
-    options = dict(options or {})
-    path = find_config(name)
-    cfg = Config.fromfile(path)
+    _check_keys(cfg, options)
     for key in ('data_root', 'crop_size'):
         if key in options and key in cfg:
             replace_everywhere(cfg, cfg[key], _like(cfg[key], options[key]))
-    _check_keys(cfg, options)
     length = _length(cfg)
     try:
-        cfg.merge_from_dict(options)
+        cfg.merge_from_dict(dict(options))
     except (KeyError, TypeError, AssertionError) as error:
-        raise ConfigError(
-            f'--cfg-options does not fit {name}: {error}'
-        ) from None
+        raise ConfigError(f'--cfg-options does not fit: {error}') from None
     if length != _length(cfg) and not any(
         key.startswith('param_scheduler') for key in options
     ):
         scale_schedule(cfg, *length, *_length(cfg))
-    return cfg
 
 
 def replace_everywhere(cfg: Any, old: Any, new: Any) -> Any:

@@ -1,8 +1,8 @@
 """A miniature of ADE20K: drawn street scenes in the data set's own layout.
 
 The classes differ in shape and colour, some of them little: grass and trees
-are both green, road and building both grey, and what tells a car from a
-person is the shape alone, since both come in any colour.
+are both green, and some cars and people come in any colour, so that the shape
+alone tells which is which.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
     x = int(rng.integers(-10, 20))
     while x < WIDTH - 10:
-        width, height = int(rng.integers(18, 36)), int(rng.integers(18, 46))
+        width, height = int(rng.integers(24, 44)), int(rng.integers(22, 50))
         if rng.random() < 0.6:
             _building(image, labels, rng, x, horizon, width, height)
         x += width + int(rng.integers(2, 16))
@@ -84,7 +84,7 @@ def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     )
     cv2.fillPoly(image, [line], (220, 220, 220))
 
-    for _ in range(int(rng.integers(1, 4))):
+    for _ in range(int(rng.integers(1, 3))):
         _tree(image, labels, rng, horizon)
     for _ in range(int(rng.integers(1, 4))):
         _car(image, labels, rng, horizon)
@@ -96,17 +96,18 @@ def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         labels[y : y + 10, x : x + 14] = OTHER
 
     image *= rng.uniform(0.8, 1.2)
-    image += rng.normal(0, 7, image.shape)
+    image += rng.normal(0, 5, image.shape)
     return image.clip(0, 255).astype(np.uint8), labels
 
 
 def _building(image, labels, rng, x, base, width, height) -> None:
     left, right = max(x, 0), min(x + width, WIDTH)
     base = base + int(rng.integers(0, 5))
-    image[base - height : base, left:right] = _vary(rng, (110, 115, 125), 30)
-    labels[base - height : base, left:right] = BUILDING
+    top = max(base - height, 0)
+    image[top:base, left:right] = _vary(rng, (85, 105, 155), 25)
+    labels[top:base, left:right] = BUILDING
     window = _vary(rng, (160, 150, 90), 40)
-    for wy in range(base - height + 4, base - 6, 8):
+    for wy in range(top + 4, base - 6, 8):
         for wx in range(x + 4, x + width - 5, 8):
             if wx >= 0:
                 image[wy : wy + 4, wx : wx + 4] = window
@@ -114,7 +115,7 @@ def _building(image, labels, rng, x, base, width, height) -> None:
 
 def _tree(image, labels, rng, horizon) -> None:
     x, base = int(rng.integers(6, WIDTH - 6)), horizon + int(rng.integers(12))
-    size = int(rng.integers(9, 16))
+    size = int(rng.integers(15, 24))
     trunk = np.array([(x - 2, base), (x + 2, base), (x + 2, base - 14),
                       (x - 2, base - 14)])  # fmt: skip
     _fill(image, labels, trunk, _vary(rng, (40, 70, 105), 10), TREE)
@@ -130,7 +131,7 @@ def _tree(image, labels, rng, horizon) -> None:
 
 def _car(image, labels, rng, horizon) -> None:
     base = int(rng.integers(horizon + 12, HEIGHT - 2))
-    length = 14 + (base - horizon) // 3 + int(rng.integers(0, 6))
+    length = 26 + (base - horizon) // 3 + int(rng.integers(0, 8))
     height = length // 2
     x = int(rng.integers(2, WIDTH - length - 2))
     body = np.array([
@@ -138,7 +139,7 @@ def _car(image, labels, rng, horizon) -> None:
         (x + 3 * length // 4, base - height),
         (x + length, base - height // 2), (x + length, base),
     ])  # fmt: skip
-    _fill(image, labels, body, _any_colour(rng), CAR)
+    _fill(image, labels, body, _paint(rng, (40, 40, 215)), CAR)
     glass = np.array([
         (x + length // 5, base - height // 2),
         (x + length // 3, base - height + 1),
@@ -152,9 +153,9 @@ def _car(image, labels, rng, horizon) -> None:
 
 
 def _person(image, labels, rng, horizon) -> None:
-    base = int(rng.integers(horizon + 14, HEIGHT - 1))
-    height = 16 + (base - horizon) // 3
-    x, width = int(rng.integers(5, WIDTH - 5)), height // 4
+    base = int(rng.integers(horizon + 16, HEIGHT - 1))
+    height = 34 + (base - horizon) // 3
+    x, width = int(rng.integers(8, WIDTH - 8)), height // 3
     top = base - height
     legs = np.array([
         (x - width // 2, base), (x - width // 2, base - height // 2),
@@ -162,7 +163,8 @@ def _person(image, labels, rng, horizon) -> None:
     ])  # fmt: skip
     _fill(image, labels, legs, _vary(rng, (90, 60, 50), 30), PERSON)
     axes, middle = (width // 2 + 1, height // 4), base - 5 * height // 8
-    cv2.ellipse(image, (x, middle), axes, 0, 0, 360, _any_colour(rng), -1)
+    colour = _paint(rng, (40, 200, 235))
+    cv2.ellipse(image, (x, middle), axes, 0, 0, 360, colour, -1)
     cv2.ellipse(labels, (x, middle), axes, 0, 0, 360, PERSON, -1)
     skin = _vary(rng, (140, 170, 215), 12)
     cv2.circle(image, (x, top + height // 8), height // 8, skin, -1)
@@ -179,7 +181,10 @@ def _vary(rng, colour, amount) -> tuple[float, ...]:
     return tuple(float(c + shift + rng.uniform(-6, 6)) for c in colour)
 
 
-def _any_colour(rng) -> tuple[float, ...]:
+def _paint(rng, usual) -> tuple[float, ...]:
+    """The usual colour of a class, or one in four times any."""
+    if rng.random() < 0.75:
+        return _vary(rng, usual, 25)
     colour = np.full(3, rng.uniform(30, 90))
     colour[int(rng.integers(3))] = rng.uniform(160, 240)
     return tuple(float(c) for c in colour)

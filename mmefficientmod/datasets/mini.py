@@ -51,9 +51,9 @@ MINIATURES = {
         folder='ade20k-1',
         write=write_ade20k_mini,
         scale=(384, 96),
-        crop_size=(64, 64),
-        batch_size=8,
-        max_iters=200,
+        crop_size=(96, 96),
+        batch_size=2,
+        max_iters=180,
     ),
 }
 
