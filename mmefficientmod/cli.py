@@ -52,7 +52,7 @@ NOISE = (
     dict(message='The draw is False, it means'),
 )
 # A class that is neither in the data nor predicted.
-EMPTY_ROW = re.compile(r'\|[^|]*(\|  nan +)+\|$')
+EMPTY_ROW = re.compile(r'\|[^|]*(\| *nan *)+\|\s*$')
 NOISY_LINES = ('Could not import OneDL',)
 
 
