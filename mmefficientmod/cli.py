@@ -47,6 +47,7 @@ NOISE = (
     dict(message='`reduce_zero_label` will be deprecated'),
     dict(message='"FileClient" will be deprecated'),
     dict(message='"HardDiskBackend" is the alias'),
+    dict(message='in the "function" registry tree'),
     dict(message='The prefix is not set in metric class'),
     dict(message='Default ``avg_non_ignore`` is False'),
     dict(message='The draw is False, it means'),
@@ -180,7 +181,7 @@ class ToolRunner(Runner):
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """Build the logger and quieten it."""
         logger = super().build_logger(*args, **kwargs)
-        logger.addFilter(_drop_noise)
+        quieten(logger)
         for handler in logger.handlers:
             if not isinstance(handler, logging.FileHandler):
                 handler.addFilter(_is_progress)
@@ -194,6 +195,11 @@ def build_runner(cfg: Config) -> Runner:
     runner = ToolRunner.from_cfg(cfg)
     print_log(f'log, config and checkpoints: {runner.log_dir}', 'current')
     return runner
+
+
+def quieten(logger: logging.Logger) -> None:
+    """Keep the notes in ``NOISE`` out of a logger."""
+    logger.addFilter(_drop_noise)
 
 
 def _drop_noise(record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""The stock toolboxes' own train scripts, each in a fresh process."""
+"""Train scripts, the stock toolboxes' own and ours, in fresh processes."""
 
 import importlib.util
 import json
@@ -100,9 +100,14 @@ CONFIGS = dict(
 )
 
 
-@pytest.mark.parametrize('custom_imports', [True, False])
+@pytest.mark.parametrize(
+    ('script', 'custom_imports'),
+    [('stock', True), ('stock', False), ('ours', False)],
+)
 @pytest.mark.parametrize('toolbox', CONFIGS)
-def test_stock_script_trains_it(toolbox, custom_imports, tmp_path, mini_root):
+def test_script_trains_it(
+    toolbox, script, custom_imports, tmp_path, mini_root
+):
     cfg = CONFIGS[toolbox](tmp_path, mini_root)
     for name in ('val', 'test'):
         for part in ('cfg', 'dataloader', 'evaluator'):
@@ -116,9 +121,10 @@ def test_stock_script_trains_it(toolbox, custom_imports, tmp_path, mini_root):
         else None
     )
     cfg.dump(str(tmp_path / 'config.py'))
-    if not custom_imports:
+    if script == 'stock' and not custom_imports:
         (tmp_path / 'sitecustomize.py').write_text(COMPILED)
-    spec = importlib.util.find_spec(toolbox)
+    package = toolbox if script == 'stock' else 'mmefficientmod'
+    spec = importlib.util.find_spec(package)
     run = subprocess.run(
         [
             sys.executable,

@@ -56,6 +56,7 @@ def draw(config: str, checkpoint: str, picture: Path, rows: int = 4) -> None:
     cfg = load_config(config)
     apply_mini(cfg)
     inferencer = predict.build_inferencer(cfg, checkpoint)
+    inferencer.show_progress = False
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
     palette = np.array([*dataset.metainfo['palette'], (0, 0, 0)], np.uint8)
     matplotlib.use('Agg')

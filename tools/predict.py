@@ -9,6 +9,7 @@ from typing import Any
 
 import cv2
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader
 
@@ -68,6 +69,9 @@ def build_inferencer(
     scope = cfg.get('default_scope')
     cli.import_toolbox(scope)
     init_default_scope(scope)
+    cli.quieten(MMLogger.get_current_instance())
+    if cfg.get('visualizer'):
+        cfg.visualizer.vis_backends = None  # the inferencer writes the files
     if scope == 'mmseg':
         from mmseg.apis import MMSegInferencer
         from mmseg.registry import DATASETS
