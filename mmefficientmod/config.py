@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import inspect
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.config.utils import MODULE2PACKAGE, ConfigParsingError
+from mmengine.runner import Runner
 
 # Toolboxes whose configs the tools serve.
 TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
+# What MMEngine reads of a config besides the arguments of its Runner.
+EXTRA_KEYS = (
+    'compile', 'custom_imports', 'find_unused_parameters',
+    'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn',
+)  # fmt: skip
 
 
 class ConfigError(ValueError):
@@ -89,7 +96,11 @@ def load_config(name: str, options: Mapping[str, Any] | None = None) -> Config:
     Raises:
         ConfigError: If the config does not exist or an option does not fit.
     """
-    cfg = Config.fromfile(find_config(name))
+    path = find_config(name)
+    try:
+        cfg = Config.fromfile(path)
+    except (OSError, SyntaxError, ImportError, ConfigParsingError) as error:
+        raise ConfigError(f'config {name} cannot be read: {error}') from None
     apply_options(cfg, options or {})
     return cfg
 
@@ -196,22 +207,13 @@ def _like(old: Any, new: Any) -> Any:
 
 def _check_keys(cfg: Config, options: Mapping[str, Any]) -> None:
     """Refuse a top-level key that nothing reads, which would do nothing."""
+    known = {*cfg, *inspect.signature(Runner).parameters, *EXTRA_KEYS}
     for option in options:
         top = option.split('.')[0]
-        if top in cfg or top in KNOWN_KEYS:
+        if top in known:
             continue
-        close = difflib.get_close_matches(top, [*cfg, *KNOWN_KEYS], n=1)
+        close = difflib.get_close_matches(top, known, n=1)
         hint = f'; did you mean {close[0]}?' if close else ''
         raise ConfigError(
             f'--cfg-options {option}: the config has no {top!r}{hint}'
         )
-
-
-# What the Runner reads, whether or not a config sets it.
-KNOWN_KEYS = (
-    'auto_scale_lr', 'compile', 'custom_hooks', 'custom_imports',
-    'default_hooks', 'env_cfg', 'experiment_name', 'launcher', 'load_from',
-    'log_level', 'log_processor', 'param_scheduler', 'randomness', 'resume',
-    'runner_type', 'strategy', 'visualizer', 'work_dir', 'sync_bn',
-    'find_unused_parameters', 'model_wrapper_cfg',
-)  # fmt: skip

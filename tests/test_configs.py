@@ -130,6 +130,21 @@ def test_missing_config(name, message, monkeypatch):
         find_config(name)
 
 
+@pytest.mark.parametrize(
+    'text',
+    [
+        "_base_ = 'nowhere.py'",
+        "_base_ = 'mmseg::nowhere/at_all.py'",
+        'model = dict(',
+        "custom_imports = dict(imports=['no_such_module'])",
+    ],
+)
+def test_config_that_cannot_be_read(tmp_path, text):
+    (tmp_path / 'mine.py').write_text(text)
+    with pytest.raises(ConfigError, match=r'mine.py cannot be read'):
+        load_config(str(tmp_path / 'mine.py'))
+
+
 @pytest.fixture
 def seg_config():
     return str(ROOT / 'configs/seg/fpn_efficientmod_s_ade20k.py')

@@ -133,7 +133,9 @@ def dataset(mini_root):
 
 def test_good_data_passes_the_check(dataset):
     before = repr(dataset.pipeline)
-    assert dataset[0]['inputs'].shape == (3, *ADE.crop_size)
+    channels, *size = dataset[0]['inputs'].shape
+    assert channels == 3
+    assert 0 < max(size) <= max(ADE.crop_size)
     DataCheckHook()._guard(dataset)  # twice is as good as once
     assert repr(dataset.pipeline) == before
     assert isinstance(dataset.pipeline, Compose)
