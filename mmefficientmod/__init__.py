@@ -1,5 +1,4 @@
-"""EfficientMod and its rivals as backbones in MMDetection, MMSegmentation
-and MMPretrain.
+"""EfficientMod as a backbone in MMDetection, MMSegmentation and MMPretrain.
 
 Importing the package checks the environment, lets torchvision's kernels serve
 where mmcv came without compiled ones, makes the configs known by name, and

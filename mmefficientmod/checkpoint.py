@@ -11,17 +11,31 @@ import argparse
 import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
-from mmengine.model import update_init_info
+from mmengine.model import PretrainedInit, update_init_info
 from torch import Tensor, nn
 
 PLAIN_KEYS = ('state_dict', 'model')
 EMA_KEYS = ('state_dict_ema', 'model_ema')
+# What MMEngine's Runner saves of its log, next to the weights.
+MMENGINE_LOG = (
+    'mmengine.logging.history_buffer.HistoryBuffer',
+    'builtins.getattr',
+    '__builtin__.getattr',
+    *(
+        f'numpy.{core}.multiarray.{name}'
+        for core in ('core', '_core')
+        for name in ('_reconstruct', 'scalar')
+    ),
+    'numpy.ndarray',
+    'numpy.dtype',
+)
 INIT_CFG_KEYS = ('type', 'checkpoint', 'prefix', 'use_ema', 'map_location')
 
 
@@ -29,11 +43,11 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be read or does not fit the model."""
 
 
-def is_pretrained(init_cfg: Any) -> bool:
-    """Whether MMEngine's ``init_cfg`` asks for a checkpoint."""
-    return isinstance(init_cfg, Mapping) and (
-        init_cfg.get('type') == 'Pretrained'
-    )
+def pretrained_part(init_cfg: Any) -> Mapping[str, Any] | None:
+    """The dict in MMEngine's ``init_cfg`` that asks for a checkpoint."""
+    parts = [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg or []
+    kinds = ('Pretrained', 'mmengine.Pretrained', PretrainedInit)
+    return next((p for p in parts if p.get('type') in kinds), None)
 
 
 def load_pretrained(
@@ -89,7 +103,8 @@ def read_checkpoint(path: str, map_location: str = 'cpu') -> Any:
     """Read a checkpoint without running code that it may carry.
 
     Tensors and plain containers are read, and ``argparse.Namespace``, in
-    which timm's training script, and so the authors', keeps its options.
+    which timm's training script, and so the authors', keeps its options. Of
+    MMEngine's own checkpoints the training log is left out.
 
     Args:
         path: A file or URL.
@@ -123,18 +138,22 @@ def read_checkpoint(path: str, map_location: str = 'cpu') -> Any:
 
 def _load_safely(path: str, map_location: str) -> Any:
     serialization = torch.serialization
-    if hasattr(serialization, 'safe_globals'):
-        with serialization.safe_globals([argparse.Namespace]):
+    allow = getattr(serialization, 'safe_globals', nullcontext)
+    try:
+        with allow([argparse.Namespace]):
             return torch.load(
                 path, map_location=map_location, weights_only=True
             )
-    try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        if 'argparse.Namespace' not in str(error):
-            raise
-    # Before torch 2.5 the list of what may be read cannot be extended, so
-    # that list plus the one class is applied here.
+    except pickle.UnpicklingError:
+        return _load_listed(path, map_location)
+
+
+def _load_listed(path: str, map_location: str) -> Any:
+    """Read what torch's own list allows, and the little added to it.
+
+    Before torch 2.5 that list cannot be extended, and in no version can it
+    leave things out.
+    """
     return torch.load(
         path,
         map_location=map_location,
@@ -147,13 +166,30 @@ def _load_safely(path: str, map_location: str) -> Any:
     )
 
 
+class _Blank:
+    """Stands for an object that is not made."""
+
+    def __new__(cls, *args: object) -> _Blank:
+        return object.__new__(cls)
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
 class _AllowListUnpickler(pickle.Unpickler):
-    """Finds what torch's own weights-only reader finds, and Namespace."""
+    """Finds what torch's own weights-only reader finds, and Namespace.
+
+    What MMEngine puts beside the weights becomes a blank that does nothing.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         from torch._weights_only_unpickler import _get_allowed_globals
 
         allowed = {
+            **dict.fromkeys(MMENGINE_LOG, _Blank),
             'argparse.Namespace': argparse.Namespace,
             **_get_allowed_globals(),
         }
@@ -292,6 +328,39 @@ def check_fit(
             'architecture?'
         )
     return surplus, lacking
+
+
+def load_whole(model: nn.Module, checkpoint: Mapping, path: str) -> None:
+    """Load a whole detector, segmentor or classifier, which must fit.
+
+    The model's own hooks for older checkpoints have their say. What a file
+    holds beyond the model is left out.
+
+    Args:
+        model: The model.
+        checkpoint: What the file holds.
+        path: Name of the file, for messages.
+
+    Raises:
+        CheckpointError: If the file lacks something or a shape differs.
+    """
+    weights = checkpoint.get('state_dict', checkpoint)
+    weights = {re.sub(r'^module\.', '', k): v for k, v in weights.items()}
+    try:
+        result = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        faults = [line.strip() for line in str(error).splitlines()[1:]]
+        raise CheckpointError(
+            f'{path} does not fit {type(model).__name__}: {_some(faults)} '
+            'Is it a checkpoint of the same config?'
+        ) from None
+    if result.missing_keys:
+        raise CheckpointError(
+            f'{path} does not fit {type(model).__name__}: it lacks '
+            f'{_some(result.missing_keys)}; the model has no '
+            f'{_some(result.unexpected_keys)}. Is it a checkpoint of the same '
+            'config?'
+        )
 
 
 def load_strictly(

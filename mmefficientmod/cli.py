@@ -19,20 +19,22 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
-from mmefficientmod.checkpoint import CheckpointError, check_fit
+from mmefficientmod.checkpoint import CheckpointError, load_whole
 from mmefficientmod.config import (
     ConfigError,
     apply_options,
     load_config,
 )
-from mmefficientmod.datasets import DataError, apply_mini
+from mmefficientmod.datasets import DataError, apply_mini, guard
 
 # What a user did wrong or lacks, as opposed to a fault of ours.
 USER_ERRORS = (CheckpointError, ConfigError, DataError)
@@ -45,6 +47,7 @@ NOISE = (
     dict(message='invalid escape sequence', category=DeprecationWarning),
     dict(message='``MultiScaleDeformableAttention`` has been moved'),
     dict(message='`reduce_zero_label` will be deprecated'),
+    dict(message='``build_loss`` would be deprecated'),
     dict(message='"FileClient" will be deprecated'),
     dict(message='"HardDiskBackend" is the alias'),
     dict(message='in the "function" registry tree'),
@@ -54,6 +57,8 @@ NOISE = (
 )
 # A class that is neither in the data nor predicted.
 EMPTY_ROW = re.compile(r'\|[^|]*(\| *nan *)+\|\s*$')
+# Where MMEngine builds what a config names.
+REGISTRY = 'mmengine.registry.build_functions'
 NOISY_LINES = ('Could not import OneDL',)
 
 
@@ -123,31 +128,33 @@ def load_run_config(args: argparse.Namespace) -> Config:
     apply_options(cfg, args.cfg_options)
     cfg.launcher = args.launcher
     if args.launcher != 'none' and not torch.cuda.is_available():
-        env_cfg = cfg.setdefault('env_cfg', {})
-        env_cfg.setdefault('dist_cfg', {})['backend'] = 'gloo'
+        raise ConfigError(
+            f'--launcher {args.launcher} needs GPUs, and PyTorch sees none '
+            'here; leave it out to run on the CPU'
+        )
     if args.work_dir:
         cfg.work_dir = args.work_dir
     elif not cfg.get('work_dir'):
         mini = '_mini' * args.mini
         cfg.work_dir = f'work_dirs/{Path(args.config).stem}{mini}'
-    if args.amp:
-        _use_amp(cfg)
+    if args.amp and not torch.cuda.is_available():
+        raise ConfigError(
+            '--amp needs a GPU: MMEngine has no mixed precision on a CPU'
+        )
     if cfg.get('visualizer'):
         # A fixed name is one object for all runs of a process.
         cfg.visualizer.pop('name', None)
     if cfg.get('default_scope') == 'mmpretrain':
         _collate_like_mmpretrain(cfg)
-    hooks = list(cfg.get('custom_hooks') or [])
-    hooks.append(dict(type='mmefficientmod.DataCheckHook'))
-    cfg.custom_hooks = hooks
     return cfg
 
 
-def _use_amp(cfg: Config) -> None:
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            '--amp needs a GPU: MMEngine has no mixed precision on a CPU'
-        )
+def train_with_amp(cfg: Config) -> None:
+    """Have the optimizer wrapper train in mixed precision.
+
+    Raises:
+        ConfigError: If its wrapper is one that cannot.
+    """
     wrapper = cfg.optim_wrapper
     if wrapper.get('type', 'OptimWrapper') not in (
         'OptimWrapper',
@@ -186,6 +193,15 @@ class ToolRunner(Runner):
             if not isinstance(handler, logging.FileHandler):
                 handler.addFilter(_is_progress)
         return logger
+
+    @staticmethod
+    def build_dataloader(
+        dataloader: Any, *args: Any, **kwargs: Any
+    ) -> DataLoader:
+        """Build a data loader that names the file where it fails."""
+        loader = Runner.build_dataloader(dataloader, *args, **kwargs)
+        guard(loader.dataset)
+        return loader
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -231,12 +247,19 @@ class CheckpointCheckHook(Hook):
         self.path = path
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Compare the keys and shapes of both sides."""
-        weights = checkpoint.get('state_dict', checkpoint)
+        """Load it strictly, ahead of MMEngine."""
         model = runner.model
-        if is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        check_fit(model, weights, self.path)
+        load_whole(model, checkpoint, self.path)
+
+
+def check_checkpoint(cfg: Config, path: str) -> None:
+    """Have a run refuse a checkpoint of another model."""
+    cfg.custom_hooks = [
+        *(cfg.get('custom_hooks') or []),
+        dict(type='CheckpointCheckHook', path=path),
+    ]
 
 
 def import_toolbox(scope: str) -> None:
@@ -274,14 +297,20 @@ def silence_noise() -> None:
 def remove_if_failed(work_dir: str) -> Iterator[None]:
     """Leave no work dir behind of a run that failed before its first result.
 
-    A folder that was there before, or that holds a checkpoint, stays.
+    A folder that was there before, or that holds a checkpoint, stays; so
+    does one with the log of an error that is not a user's.
     """
     folder = Path(work_dir)
     existed = folder.exists()
     try:
         yield
-    except Exception:
-        if not existed and not any(folder.rglob('*.pth')):
+    except Exception as error:
+        if (
+            not existed
+            and user_message(error) is not None
+            and is_main_process()
+            and not any(folder.rglob('*.pth'))
+        ):
             _close_log_files()
             shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -316,10 +345,9 @@ def run(main: Callable[[Sequence[str] | None], Any]) -> None:
 def user_message(error: BaseException | None) -> str | None:
     """The message for a user, if the cause of an error is one of theirs.
 
-    Errors travel wrapped: by MMEngine's registry, as an error of the same
-    type with a longer text, and by worker processes, with a stack trace.
-    What the registry or a constructor of ours says of a config is a user's,
-    too.
+    A worker process adds a stack trace to the message, which is taken off.
+    What MMEngine's registry or a model of ours says of its arguments is a
+    user's, too.
     """
     while error is not None:
         if isinstance(error, USER_ERRORS):
@@ -329,9 +357,9 @@ def user_message(error: BaseException | None) -> str | None:
             return text.strip()
         if isinstance(error, (TypeError, ValueError, KeyError)):
             where = _raised_in(error)
-            if where.startswith(('mmefficientmod.', 'mmengine.registry.')):
+            if where.startswith(('mmefficientmod.models', REGISTRY)):
                 return str(error).strip('"')
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return None
 
 

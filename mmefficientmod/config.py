@@ -73,7 +73,8 @@ def find_config(name: str) -> Path:
         remedy = f'in the configs of {package}'
     if path.is_file():
         return path
-    known = {str(p.relative_to(folder)): p for p in folder.rglob('*.py')}
+    found = folder.rglob('*.py') if colons else folder.glob('*.py')
+    known = {str(p.relative_to(folder)): p for p in found}
     wanted = str(path.relative_to(folder))
     close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.7)
     if colons:
@@ -100,7 +101,11 @@ def load_config(name: str, options: Mapping[str, Any] | None = None) -> Config:
     try:
         cfg = Config.fromfile(path)
     except (OSError, SyntaxError, ImportError, ConfigParsingError) as error:
-        raise ConfigError(f'config {name} cannot be read: {error}') from None
+        cause = error.__cause__ or error.__context__
+        raise ConfigError(
+            f'config {name} cannot be read: {error}'
+            + (f' ({cause})' if cause else '')
+        ) from error
     apply_options(cfg, options or {})
     return cfg
 

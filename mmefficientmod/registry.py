@@ -4,12 +4,11 @@ MMEngine imports this module by itself when a config names a type with the
 prefix ``mmefficientmod.``, whatever toolbox the config belongs to.
 """
 
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import Registry
 
-__all__ = ['HOOKS', 'METRICS', 'MODELS']
+__all__ = ['METRICS', 'MODELS']
 
 MODELS = Registry(
     'model',
@@ -22,10 +21,4 @@ METRICS = Registry(
     parent=MMENGINE_METRICS,
     scope='mmefficientmod',
     locations=['mmefficientmod.evaluation'],
-)
-HOOKS = Registry(
-    'hook',
-    parent=MMENGINE_HOOKS,
-    scope='mmefficientmod',
-    locations=['mmefficientmod.datasets'],
 )

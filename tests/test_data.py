@@ -10,10 +10,10 @@ from mmengine.dataset import Compose
 
 from mmefficientmod.config import ConfigError, load_config
 from mmefficientmod.datasets import (
-    DataCheckHook,
     DataError,
     apply_mini,
     check_data_exists,
+    guard,
 )
 from mmefficientmod.datasets.ade20k_mini import SPLITS
 from mmefficientmod.datasets.mini import MINIATURES, Miniature, prepare
@@ -127,7 +127,7 @@ def dataset(mini_root):
     cfg = load_config(CONFIG)
     apply_mini(cfg, str(mini_root))
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
-    DataCheckHook()._guard(dataset)
+    guard(dataset)
     return dataset
 
 
@@ -136,7 +136,7 @@ def test_good_data_passes_the_check(dataset):
     channels, *size = dataset[0]['inputs'].shape
     assert channels == 3
     assert 0 < max(size) <= max(ADE.crop_size)
-    DataCheckHook()._guard(dataset)  # twice is as good as once
+    guard(dataset)  # twice is as good as once
     assert repr(dataset.pipeline) == before
     assert isinstance(dataset.pipeline, Compose)
 
@@ -149,7 +149,7 @@ def test_check_reaches_wrapped_data_sets(dataset, wrap):
         t.transform for t in dataset.pipeline.transforms
     ]
     inner = dict(RepeatDataset=(dataset, 2), ConcatDataset=([dataset],))[wrap]
-    DataCheckHook()._guard(getattr(wrappers, wrap)(*inner))
+    guard(getattr(wrappers, wrap)(*inner))
     info = dataset.get_data_info(0)
     with pytest.raises(DataError, match='nowhere'):
         dataset.pipeline({**info, 'img_path': '/nowhere.jpg'})

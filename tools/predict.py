@@ -14,9 +14,10 @@ from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmefficientmod import cli
-from mmefficientmod.checkpoint import check_fit
-from mmefficientmod.config import ConfigError, load_config
+from mmefficientmod.checkpoint import load_whole
+from mmefficientmod.config import TOOLBOXES, ConfigError, load_config
 from mmefficientmod.datasets import DataError
+from mmefficientmod.datasets.checks import dataset_dicts
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
     drawn = sorted(
         p
         for p in out.rglob('*.*')
-        if p.suffix in ('.jpg', '.png') and 'pred' not in p.parent.name
+        if p.suffix in ('.jpg', '.png')
+        and p.relative_to(out).parts[0] != 'pred'
         and before.get(p) != p.stat().st_mtime_ns
     )  # fmt: skip
     print('\n'.join(map(str, drawn)))
@@ -67,17 +69,25 @@ def build_inferencer(
         ConfigError: If the toolbox has no inferencer here.
     """
     scope = cfg.get('default_scope')
+    if scope not in TOOLBOXES:
+        raise ConfigError(
+            f'predictions are drawn for {", ".join(TOOLBOXES)}, and the '
+            f'config has default_scope={scope!r}'
+        )
     cli.import_toolbox(scope)
     init_default_scope(scope)
     cli.quieten(MMLogger.get_current_instance())
     if cfg.get('visualizer'):
         cfg.visualizer.vis_backends = None  # the inferencer writes the files
+    weights = CheckpointLoader.load_checkpoint(checkpoint, 'cpu')
     if scope == 'mmseg':
         from mmseg.apis import MMSegInferencer
         from mmseg.registry import DATASETS
 
         # Without them it would draw in the colours of Cityscapes.
-        meta = DATASETS.get(cfg.test_dataloader.dataset.type).METAINFO
+        dataset = next(dataset_dicts(cfg, 'test_dataloader'))
+        meta = weights.get('meta', {}).get('dataset_meta')
+        meta = meta or DATASETS.get(dataset['type']).METAINFO
         inferencer = MMSegInferencer(
             cfg, checkpoint, meta['classes'], meta['palette'], device=device
         )
@@ -85,19 +95,13 @@ def build_inferencer(
         from mmdet.apis import DetInferencer
 
         inferencer = DetInferencer(cfg, checkpoint, device=device)
-    elif scope == 'mmpretrain':
+    else:
         from mmpretrain.apis import ImageClassificationInferencer
 
         inferencer = ImageClassificationInferencer(
             cfg, checkpoint, device=device
         )
-    else:
-        raise ConfigError(
-            f'predictions are drawn for mmdet, mmseg and mmpretrain, and the '
-            f'config has default_scope={scope!r}'
-        )
-    weights = CheckpointLoader.load_checkpoint(checkpoint, 'cpu')
-    check_fit(inferencer.model, weights.get('state_dict', weights), checkpoint)
+    load_whole(inferencer.model, weights, checkpoint)
     return inferencer
 
 

@@ -8,16 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_main_process
+from mmengine.evaluator import DumpResults
+from mmengine.runner import Runner
 
 from mmefficientmod import cli
 from mmefficientmod.config import ConfigError
 from mmefficientmod.datasets import check_data_exists
-
-# How each toolbox writes predictions to a folder.
-DUMPS = {
-    'mmdet': dict(type='DumpDetResults', out_file_path='predictions.pkl'),
-    'mmpretrain': dict(type='DumpResults', out_file_path='predictions.pkl'),
-}
+from mmefficientmod.datasets.checks import dataset_dicts
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -43,17 +41,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
         raise ConfigError(f'checkpoint {args.checkpoint} does not exist')
     cfg.load_from = args.checkpoint
-    cfg.custom_hooks.append(
-        dict(type='CheckpointCheckHook', path=args.checkpoint)
-    )
+    cli.check_checkpoint(cfg, args.checkpoint)
+    if args.amp:
+        cfg.test_cfg.fp16 = True
     if args.tta:
         use_tta(cfg, args.config)
-    if args.out:
-        dump_predictions(cfg, Path(args.out))
     check_data_exists(cfg, ('test_dataloader',))
     with cli.remove_if_failed(cfg.work_dir):
-        metrics = cli.build_runner(cfg).test()
-    if args.out:
+        runner = cli.build_runner(cfg)
+        if args.out:
+            keep_predictions(runner, Path(args.out))
+        metrics = runner.test()
+    if args.out and is_main_process():
         result = dict(
             config=args.config, checkpoint=args.checkpoint, metrics=metrics
         )
@@ -68,21 +67,25 @@ def use_tta(cfg: Config, name: str) -> None:
     """Turn a config into its test-time augmentation."""
     if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
         raise ConfigError(f'--tta: {name} has no tta_model and tta_pipeline')
-    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    for dataset in dataset_dicts(cfg, 'test_dataloader'):
+        dataset['pipeline'] = cfg.tta_pipeline
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
 
 
-def dump_predictions(cfg: Config, folder: Path) -> None:
-    """Have the evaluator write predictions to a folder."""
-    if cfg.get('default_scope') == 'mmseg':
-        cfg.test_evaluator['output_dir'] = str(folder / 'predictions')
-        return
-    dump = DUMPS[cfg.get('default_scope')]
-    evaluators = cfg.test_evaluator
-    if not isinstance(evaluators, list):
-        evaluators = [evaluators]
-    path = str(folder / dump['out_file_path'])
-    cfg.test_evaluator = [*evaluators, dict(dump, out_file_path=path)]
+def keep_predictions(runner: Runner, folder: Path) -> None:
+    """Have the evaluator write predictions to a folder.
+
+    Label maps as PNG where the metric can write them, as MMSegmentation's
+    can, a pickle of MMEngine's otherwise.
+    """
+    metrics = runner.test_evaluator.metrics
+    writers = [m for m in metrics if hasattr(m, 'output_dir')]
+    (folder / 'predictions').mkdir(parents=True, exist_ok=True)
+    for metric in writers:
+        metric.output_dir = str(folder / 'predictions')
+    if not writers:
+        path = folder / 'predictions/predictions.pkl'
+        metrics.append(DumpResults(out_file_path=str(path)))
 
 
 if __name__ == '__main__':

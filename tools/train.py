@@ -40,6 +40,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = cli.load_run_config(args)
+    if args.amp:
+        cli.train_with_amp(cfg)
     if args.resume:
         if args.resume != 'auto' and not Path(args.resume).is_file():
             raise ConfigError(f'--resume: {args.resume} does not exist')
@@ -52,7 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f'{args.config} does not have'
             )
         cfg.auto_scale_lr.enable = True
+    if cfg.get('load_from'):
+        cli.check_checkpoint(cfg, cfg.load_from)
     if args.pretrained:
+        if 'pretrained' in cfg.model:
+            cfg.model.pretrained = None
         cfg.model.backbone.init_cfg = dict(
             type='Pretrained', checkpoint=args.pretrained
         )

@@ -1,6 +1,6 @@
 """Data: miniatures of the data sets, and checks of what is loaded."""
 
-from .checks import DataCheckHook, DataError, check_data_exists
+from .checks import DataError, check_data_exists, guard
 from .mini import apply_mini
 
-__all__ = ['DataCheckHook', 'DataError', 'apply_mini', 'check_data_exists']
+__all__ = ['DataError', 'apply_mini', 'check_data_exists', 'guard']

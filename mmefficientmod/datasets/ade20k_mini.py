@@ -37,8 +37,13 @@ def write_ade20k_mini(root: Path) -> None:
             rng = np.random.default_rng(i + 10_000 * (split == 'validation'))
             image, labels = draw_scene(rng)
             name = f'ADE_mini_{i:08d}'
-            cv2.imwrite(str(images / f'{name}.jpg'), image)
-            cv2.imwrite(str(annotations / f'{name}.png'), labels)
+            _write(images / f'{name}.jpg', image)
+            _write(annotations / f'{name}.png', labels)
+
+
+def _write(path: Path, array: np.ndarray) -> None:
+    if not cv2.imwrite(str(path), array):
+        raise OSError(f'{path} cannot be written: is the disk full?')
 
 
 def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -6,14 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS as ROOT_HOOKS
-from mmengine.runner import Runner
-
-from mmefficientmod.registry import HOOKS
 
 
 class DataError(RuntimeError):
@@ -57,15 +51,17 @@ def check_data_exists(cfg: Config, loaders: Sequence[str]) -> None:
             if isinstance(prefixes, str):
                 prefixes = {'img_path': prefixes}
             names = [*prefixes.values(), dataset.get('ann_file')]
-            if '://' in root:
-                continue
-            for path in [root, *(Path(root, n) for n in names if n)]:
+            names = [n for n in names if isinstance(n, str) and n]
+            if '://' in root or not names:
+                continue  # elsewhere, or a data set that fetches itself
+            for path in [root, *(Path(root, n) for n in names)]:
                 if path and not Path(path).exists():
                     raise DataError(
                         f'{dataset["type"]} of {loader}: {path} does not '
-                        'exist. Put the data set there, name another place '
-                        'with `--cfg-options data_root=...`, or try the '
-                        'config on generated data with `--mini`'
+                        'exist. Put the data set there or name another place '
+                        f'with `--cfg-options {_root_option(cfg, loader)}=...`'
+                        ', or try a config that has one on generated data '
+                        'with `--mini`'
                     )
             images = prefixes.get('img_path') or prefixes.get('img')
             folder = Path(root, images) if images else None
@@ -75,40 +71,32 @@ def check_data_exists(cfg: Config, loaders: Sequence[str]) -> None:
                 )
 
 
-@ROOT_HOOKS.register_module()
-@HOOKS.register_module()
-class DataCheckHook(Hook):
-    """Names the file when loading or transforming a sample fails.
+def _root_option(cfg: Config, loader: str) -> str:
+    return 'data_root' if 'data_root' in cfg else f'{loader}.dataset.data_root'
 
-    It also refuses labels of a segmentation map that the model has no class
-    for. Those end as "index out of bounds" or, on a GPU, as a device-side
-    assertion that kills the process.
+
+def guard(dataset: Any) -> None:
+    """Have a data set name the file when loading a sample fails.
+
+    Labels of a segmentation map that the data set has no class for are
+    refused, too. They would end as "index out of bounds" or, on a GPU, as a
+    device-side assertion that kills the process.
+
+    Args:
+        dataset: The data set or a wrapper of data sets, changed in place. Do
+            it before worker processes get their copy.
     """
-
-    # Before the hooks that start worker processes or write files.
-    priority = 'VERY_HIGH'
-
-    def before_train(self, runner: Runner) -> None:
-        self._guard(runner.train_dataloader.dataset)
-
-    def before_val(self, runner: Runner) -> None:
-        self._guard(runner.val_dataloader.dataset)
-
-    def before_test(self, runner: Runner) -> None:
-        self._guard(runner.test_dataloader.dataset)
-
-    def _guard(self, dataset: Any) -> None:
-        for inner in getattr(dataset, 'datasets', []):
-            self._guard(inner)
-        if hasattr(dataset, 'dataset'):
-            self._guard(dataset.dataset)
-        pipeline = getattr(dataset, 'pipeline', None)
-        if isinstance(pipeline, Compose):
-            classes = dataset.metainfo.get('classes') or ()
-            pipeline.transforms = [
-                t if isinstance(t, _Checked) else _Checked(t, len(classes))
-                for t in pipeline.transforms
-            ]
+    for inner in getattr(dataset, 'datasets', []):
+        guard(inner)
+    if hasattr(dataset, 'dataset'):
+        guard(dataset.dataset)
+    pipeline = getattr(dataset, 'pipeline', None)
+    if isinstance(pipeline, Compose):
+        classes = getattr(dataset, 'metainfo', {}).get('classes') or ()
+        pipeline.transforms = [
+            t if isinstance(t, _Checked) else _Checked(t, len(classes))
+            for t in pipeline.transforms
+        ]
 
 
 class _Checked:
@@ -128,32 +116,34 @@ class _Checked:
         return repr(self.transform)
 
     def __call__(self, results: dict) -> dict | None:
-        unlabelled = 'gt_seg_map' not in results
+        name = type(self.transform).__name__
+        if not name.startswith('Load'):
+            return self.transform(results)
         try:
             output = self.transform(results)
-        except DataError:
-            raise
         except Exception as error:
             raise DataError(
-                f'{type(self.transform).__name__} failed on '
-                f'{_files(results)}: {type(error).__name__}: {error}'
+                f'{name} failed on {_files(results)}: '
+                f'{type(error).__name__}: {error}'
             ) from error
-        labels = (output or {}).get('gt_seg_map') if unlabelled else None
-        if labels is not None and self.num_classes:
-            self._check_labels(labels, output)
+        # MMSegmentation says how its labels count; MMDetection's maps of
+        # stuff have classes of their own.
+        if output and 'reduce_zero_label' in output and self.num_classes:
+            self._check_labels(output)
         return output
 
-    def _check_labels(self, labels: np.ndarray, results: dict) -> None:
+    def _check_labels(self, results: dict) -> None:
+        labels = results.get('gt_seg_map')
+        if labels is None:
+            return
         file = results.get('seg_map_path', 'the annotation')
         if labels.ndim != 2:
             raise DataError(
                 f'{file} has the shape {labels.shape}; an annotation has one '
                 'channel, whose values are the labels'
             )
-        shift = int(bool(results.get('reduce_zero_label')))
-        ignored = 255
-        bad = np.unique(labels[(labels != ignored)])
-        bad = bad[bad >= self.num_classes]
+        shift = int(bool(results['reduce_zero_label']))
+        bad = labels[(labels >= self.num_classes) & (labels != 255)]
         if bad.size:
             raise DataError(
                 f'{file} has the label {int(bad[0]) + shift}; the data set '

@@ -110,6 +110,7 @@ def prepare(mini: Miniature, root: str) -> Path:
     draft = Path(tempfile.mkdtemp(prefix='.draft-', dir=folder.parent))
     try:
         mini.write(draft)
+        draft.chmod(0o755)  # mkdtemp makes it private
         os.rename(draft, folder)
     except OSError:
         if not folder.is_dir():  # no other process was faster

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from mmefficientmod.checkpoint import is_pretrained, load_pretrained
+from mmefficientmod.checkpoint import load_pretrained, pretrained_part
 from mmefficientmod.registry import MODELS
 
 # One line a variant, as in the paper's table of configurations. The ratios
@@ -355,7 +355,7 @@ class EfficientMod(BaseModule):
         super().__init__(init_cfg=init_cfg)
         arch = parse_arch(arch)
         dims = arch['dims']
-        num_stages = len(dims)
+        self.num_stages = num_stages = len(dims)
         self.out_indices = parse_out_indices(out_indices, num_stages)
         if not -1 <= frozen_stages <= num_stages:
             raise ValueError(
@@ -419,13 +419,14 @@ class EfficientMod(BaseModule):
             CheckpointError: If the file does not fit; the message shows
                 both sides.
         """
-        if not is_pretrained(self.init_cfg):
+        init_cfg = pretrained_part(self.init_cfg)
+        if init_cfg is None:
             super().init_weights()
             return
-        later = range(len(self.stages), 4)
+        later = range(len(self.stages), self.num_stages)
         load_pretrained(
             self,
-            self.init_cfg,
+            init_cfg,
             convert=rename_official_keys,
             optional=('norm.', 'head.', *(f'stages.{i}.' for i in later)),
         )
@@ -481,7 +482,11 @@ def to_nhwc(x: Tensor) -> Tensor:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU that overwrites its input where no gradient is wanted."""
+    """GELU that overwrites its input where no gradient is wanted.
+
+    A forward hook that keeps the output of the layer before then sees it
+    overwritten.
+    """
     return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
 
 
