@@ -28,6 +28,7 @@ MMENGINE_LOG = (
     'mmengine.logging.history_buffer.HistoryBuffer',
     'builtins.getattr',
     '__builtin__.getattr',
+    '_codecs.encode',
     *(
         f'numpy.{core}.multiarray.{name}'
         for core in ('core', '_core')

@@ -153,7 +153,9 @@ def test_the_terminal_shows_progress_and_little_else(workplace):
     assert any('Iter(train) [2/2]' in x and 'eta' in x for x in lines)
     noise = ('Warning', 'warn(', 'deprecated', 'OneDL', 'Traceback')
     assert not [x for x in lines if any(n in x for n in noise)]
-    assert len(lines) < 60, run.stdout + run.stderr
+    # The table of classes apart: an untrained model predicts many.
+    few = [x for x in lines if not x.startswith(('|', '+'))]
+    assert len(few) < 30, run.stdout + run.stderr
 
 
 def test_missing_data(tool, workplace, capsys):
