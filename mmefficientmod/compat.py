@@ -17,17 +17,18 @@ from importlib import metadata
 #
 # Every range is the minor series that the locks in requirements/ test, since
 # these toolboxes do break their interface between minor releases. PyTorch
-# does not, so its range goes on up to the next major. It starts at 2.1, the
-# oldest that is tested, but for onedl at 2.3, as onedl-mmsegmentation needs
-# NumPy 2 and older PyTorch cannot use that.
+# does not, so its range goes on up to the next major, but for openmmlab up to
+# 2.5: with 2.6, MMEngine 0.10.7 cannot load the checkpoints that it saves. It
+# starts at 2.1, the oldest that is tested, but for onedl at 2.3, as
+# onedl-mmsegmentation needs NumPy 2 and older PyTorch cannot use that.
 PYTORCH = {
     'onedl': {
         'torch': {'torch': '>=2.3,<3'},
         'torchvision': {'torchvision': '>=0.18,<1'},
     },
     'openmmlab': {
-        'torch': {'torch': '>=2.1,<3'},
-        'torchvision': {'torchvision': '>=0.16,<1'},
+        'torch': {'torch': '>=2.1,<2.6'},
+        'torchvision': {'torchvision': '>=0.16,<0.21'},
     },
 }
 STACKS = {

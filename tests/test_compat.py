@@ -81,7 +81,7 @@ def install(stack, dist, accepted):
         return f'uv pip install "{dist}{accepted}"'
     if stack is ONEDL:
         return 'uv pip install "torch>=2.3,<3" "torchvision>=0.18,<1"'
-    return 'uv pip install "torch>=2.1,<3" "torchvision>=0.16,<1"'
+    return 'uv pip install "torch>=2.1,<2.6" "torchvision>=0.16,<0.21"'
 
 
 def without(dists, *names):
@@ -119,8 +119,8 @@ def test_what_is_optional_may_be_absent(check, dists):
         (ONEDL, 'torchvision', '>=0.18,<1'),
         (ONEDL, 'onedl-mmengine', '>=0.10.8,<0.11'),
         (ONEDL, 'onedl-mmcv', '>=2.3.1,<2.4'),
-        (OPENMMLAB, 'torch', '>=2.1,<3'),
-        (OPENMMLAB, 'torchvision', '>=0.16,<1'),
+        (OPENMMLAB, 'torch', '>=2.1,<2.6'),
+        (OPENMMLAB, 'torchvision', '>=0.16,<0.21'),
         (OPENMMLAB, 'mmengine', '>=0.10,<0.11'),
         (OPENMMLAB, 'mmcv-lite', '>=2.1,<2.2'),
     ],
@@ -155,10 +155,10 @@ def test_nothing_installed_suggests_all_of_the_default_stack(complaint):
         (ONEDL, 'onedl-mmsegmentation', '1.5.0', 'too new', '>=1.4,<1.5'),
         (ONEDL, 'onedl-mmpretrain', '1.2.0', 'too old', '>=1.3,<1.4'),
         (ONEDL, 'onedl-mmpretrain', '1.4.0', 'too new', '>=1.3,<1.4'),
-        (OPENMMLAB, 'torch', '2.0.1', 'too old', '>=2.1,<3'),
-        (OPENMMLAB, 'torch', '3.0.0', 'too new', '>=2.1,<3'),
-        (OPENMMLAB, 'torchvision', '0.15.2', 'too old', '>=0.16,<1'),
-        (OPENMMLAB, 'torchvision', '1.0', 'too new', '>=0.16,<1'),
+        (OPENMMLAB, 'torch', '2.0.1', 'too old', '>=2.1,<2.6'),
+        (OPENMMLAB, 'torch', '2.6.0', 'too new', '>=2.1,<2.6'),
+        (OPENMMLAB, 'torchvision', '0.15.2', 'too old', '>=0.16,<0.21'),
+        (OPENMMLAB, 'torchvision', '0.21.0', 'too new', '>=0.16,<0.21'),
         (OPENMMLAB, 'mmengine', '0.9.1', 'too old', '>=0.10,<0.11'),
         (OPENMMLAB, 'mmengine', '0.11.0', 'too new', '>=0.10,<0.11'),
         (OPENMMLAB, 'mmcv-lite', '2.0.1', 'too old', '>=2.1,<2.2'),
@@ -170,7 +170,7 @@ def test_nothing_installed_suggests_all_of_the_default_stack(complaint):
         (OPENMMLAB, 'mmpretrain', '1.1.1', 'too old', '>=1.2,<1.3'),
         (OPENMMLAB, 'mmpretrain', '1.3.0', 'too new', '>=1.2,<1.3'),
         # Releases only count as reached once they are out.
-        (OPENMMLAB, 'torch', '2.1.0rc1', 'too old', '>=2.1,<3'),
+        (OPENMMLAB, 'torch', '2.1.0rc1', 'too old', '>=2.1,<2.6'),
         (ONEDL, 'torch', '2.3.0rc1', 'too old', '>=2.3,<3'),
         (ONEDL, 'torch', '3.0.0rc1', 'too new', '>=2.3,<3'),
         (ONEDL, 'torch', '1.13.1+cu117', 'too old', '>=2.3,<3'),
@@ -187,11 +187,18 @@ def test_version_out_of_range(
 
 
 @pytest.mark.parametrize(
-    'version',
-    ['2.1', '2.1.0', '2.13.0+cu130', '2.1.0+cpu', '2.14.0.dev1+cu130'],
+    ('stack', 'version'),
+    [
+        (OPENMMLAB, '2.1'),
+        (OPENMMLAB, '2.1.0'),
+        (OPENMMLAB, '2.1.0+cpu'),
+        (OPENMMLAB, '2.5.1'),
+        (ONEDL, '2.13.0+cu130'),
+        (ONEDL, '2.14.0.dev1+cu130'),
+    ],
 )
-def test_versions_of_torch_that_pass(check, version):
-    check({**OPENMMLAB, 'torch': version})
+def test_versions_of_torch_that_pass(check, stack, version):
+    check({**stack, 'torch': version})
 
 
 def test_version_that_is_none(complaint):
