@@ -53,7 +53,7 @@ MINIATURES = {
         scale=(384, 96),
         crop_size=(96, 96),
         batch_size=2,
-        max_iters=180,
+        max_iters=150,
     ),
 }
 
