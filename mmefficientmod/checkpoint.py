@@ -282,13 +282,13 @@ def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
-def check_fit(
+def load_strictly(
     module: nn.Module,
     weights: Mapping[str, Tensor],
     path: str,
     optional: Sequence[str] = (),
 ) -> tuple[list[str], list[str]]:
-    """Compare the keys and shapes of weights with those of a model.
+    """Load weights that must fit.
 
     Args:
         module: The model.
@@ -328,6 +328,7 @@ def check_fit(
             f'{"; ".join(faults)}. Is it a checkpoint of the same '
             'architecture?'
         )
+    module.load_state_dict(weights, strict=False)
     return surplus, lacking
 
 
@@ -362,18 +363,6 @@ def load_whole(model: nn.Module, checkpoint: Mapping, path: str) -> None:
             f'{_some(result.unexpected_keys)}. Is it a checkpoint of the same '
             'config?'
         )
-
-
-def load_strictly(
-    module: nn.Module,
-    weights: Mapping[str, Tensor],
-    path: str,
-    optional: Sequence[str] = (),
-) -> tuple[list[str], list[str]]:
-    """Load weights that must fit; as :func:`check_fit` otherwise."""
-    surplus, lacking = check_fit(module, weights, path, optional)
-    module.load_state_dict(weights, strict=False)
-    return surplus, lacking
 
 
 def _some(names: Any, most: int = 4) -> str:

@@ -254,6 +254,16 @@ class CheckpointCheckHook(Hook):
         load_whole(model, checkpoint, self.path)
 
 
+def check_exists(checkpoint: str) -> None:
+    """Refuse a checkpoint that is neither a file nor a URL.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    if not Path(checkpoint).is_file() and '://' not in checkpoint:
+        raise ConfigError(f'checkpoint {checkpoint} does not exist')
+
+
 def check_checkpoint(cfg: Config, path: str) -> None:
     """Have a run refuse a checkpoint of another model."""
     cfg.custom_hooks = [

@@ -32,8 +32,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> list[Path]:
     args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options)
-    if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
-        raise ConfigError(f'checkpoint {args.checkpoint} does not exist')
+    cli.check_exists(args.checkpoint)
     for image in args.images:
         if not Path(image).is_file() or cv2.imread(image) is None:
             raise DataError(f'{image} is no image that can be read')

@@ -38,8 +38,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     args = parse_args(argv)
     cfg = cli.load_run_config(args)
-    if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
-        raise ConfigError(f'checkpoint {args.checkpoint} does not exist')
+    cli.check_exists(args.checkpoint)
     cfg.load_from = args.checkpoint
     cli.check_checkpoint(cfg, args.checkpoint)
     if args.amp:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -43,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.amp:
         cli.train_with_amp(cfg)
     if args.resume:
-        if args.resume != 'auto' and not Path(args.resume).is_file():
-            raise ConfigError(f'--resume: {args.resume} does not exist')
+        if args.resume != 'auto':
+            cli.check_exists(args.resume)
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.auto_scale_lr:
