@@ -30,6 +30,11 @@ FITS_openmmlab := v == (3, 10)
 NEEDS_onedl := Python 3.10 to 3.14
 NEEDS_openmmlab := Python 3.10 exactly
 
+# Where nothing may be written next to the sources, as in many a container,
+# each process would compile all of PyTorch and the toolboxes anew: half a
+# minute on two cores.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Torch's own threads fight with the workers over the cores.
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS)
 
