@@ -13,7 +13,6 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import predict
-import test
 import train
 from matplotlib.patches import Patch
 
@@ -31,13 +30,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     run = [args.config, '--mini', '--work-dir', args.work_dir]
-    train.main(run)
+    runner = train.main(run)
+    miou = runner.message_hub.get_scalar('val/mIoU_present').current()
     last = Path(args.work_dir, 'last_checkpoint').read_text().strip()
-    metrics = test.main([args.config, last, *run[1:]])
     picture = Path(args.work_dir, 'demo.png')
     draw(args.config, last, picture)
     print(
-        f'\nmIoU over the classes present: {metrics["mIoU_present"]} %'
+        f'\nmIoU over the classes present: {miou:.2f} %'
         f'\nimage | ground truth | prediction: {picture}'
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from mmengine.config import Config
 from mmengine.logging import print_log
+from mmengine.runner import Runner
 
 from mmefficientmod import cli
 from mmefficientmod.config import ConfigError
@@ -36,7 +37,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> Runner:
     args = parse_args(argv)
     cfg = cli.load_run_config(args)
     if args.amp:
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not args.mini:
             warn_without_weights(cfg)
         runner.train()
+    return runner
 
 
 def warn_without_weights(cfg: Config) -> None:

@@ -51,7 +51,7 @@ MINIATURES = {
         folder='ade20k-1',
         write=write_ade20k_mini,
         scale=(384, 96),
-        crop_size=(96, 96),
+        crop_size=(80, 80),
         batch_size=2,
         max_iters=150,
     ),
