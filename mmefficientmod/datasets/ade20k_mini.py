@@ -83,7 +83,7 @@ def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
             (vanish - half, HEIGHT),
         ]
     )
-    _fill(image, labels, road, _vary(rng, (95, 95, 95), 15), ROAD)
+    _fill(image, labels, road, _vary(rng, (105, 100, 100), 12), ROAD)
     line = np.array(
         [(vanish, horizon), (vanish + 2, HEIGHT), (vanish - 2, HEIGHT)]
     )
@@ -101,7 +101,7 @@ def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         labels[y : y + 10, x : x + 14] = OTHER
 
     image *= rng.uniform(0.8, 1.2)
-    image += rng.normal(0, 5, image.shape)
+    image += rng.normal(0, 4, image.shape)
     return image.clip(0, 255).astype(np.uint8), labels
 
 
@@ -109,7 +109,7 @@ def _building(image, labels, rng, x, base, width, height) -> None:
     left, right = max(x, 0), min(x + width, WIDTH)
     base = base + int(rng.integers(0, 5))
     top = max(base - height, 0)
-    image[top:base, left:right] = _vary(rng, (85, 105, 155), 25)
+    image[top:base, left:right] = _vary(rng, (70, 90, 165), 20)
     labels[top:base, left:right] = BUILDING
     window = _vary(rng, (160, 150, 90), 40)
     for wy in range(top + 4, base - 6, 8):
@@ -187,8 +187,8 @@ def _vary(rng, colour, amount) -> tuple[float, ...]:
 
 
 def _paint(rng, usual) -> tuple[float, ...]:
-    """The usual colour of a class, or one in four times any."""
-    if rng.random() < 0.75:
+    """The usual colour of a class, or one in ten times any."""
+    if rng.random() < 0.9:
         return _vary(rng, usual, 25)
     colour = np.full(3, rng.uniform(30, 90))
     colour[int(rng.integers(3))] = rng.uniform(160, 240)

@@ -48,12 +48,12 @@ class Miniature:
 
 MINIATURES = {
     'ADE20KDataset': Miniature(
-        folder='ade20k-1',
+        folder='ade20k-2',
         write=write_ade20k_mini,
         scale=(384, 96),
         crop_size=(80, 80),
         batch_size=2,
-        max_iters=150,
+        max_iters=120,
     ),
 }
 
