@@ -19,5 +19,6 @@ from mmefficientmod.config import register_config_packages  # noqa: E402
 register_config_packages()
 
 from mmefficientmod.models import EfficientMod  # noqa: E402
+from mmefficientmod.swap import swap_backbone  # noqa: E402
 
-__all__ = ['EfficientMod', '__version__']
+__all__ = ['EfficientMod', '__version__', 'swap_backbone']

@@ -35,6 +35,7 @@ from mmefficientmod.config import (
     load_config,
 )
 from mmefficientmod.datasets import DataError, apply_mini, guard
+from mmefficientmod.swap import BACKBONES, backbone_name, swap_backbone
 
 # What a user did wrong or lacks, as opposed to a fault of ours.
 USER_ERRORS = (CheckpointError, ConfigError, DataError)
@@ -73,6 +74,12 @@ def config_arguments(description: str) -> argparse.ArgumentParser:
         'config',
         help='a path, or a config of an installed package such as '
         'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+    )
+    parser.add_argument(
+        '--backbone',
+        metavar='NAME',
+        help=f'put this backbone in: {", ".join(BACKBONES)}, or the dict of '
+        'another registered one',
     )
     parser.add_argument(
         '--cfg-options',
@@ -114,6 +121,24 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def load_chosen_config(args: argparse.Namespace) -> Config:
+    """The config that is named, with the backbone that is asked for.
+
+    Its toolbox is imported. The options of the command line are not in it
+    yet: they are meant for the new backbone.
+
+    Raises:
+        ConfigError: If the config does not exist or the backbone does not
+            go into it.
+    """
+    cfg = load_config(args.config)
+    import_toolbox(cfg.get('default_scope') or 'mmengine')
+    if args.backbone:
+        pretrained = getattr(args, 'pretrained', None)
+        cfg = swap_backbone(cfg, args.backbone, pretrained)
+    return cfg
+
+
 def load_run_config(args: argparse.Namespace) -> Config:
     """The config that the arguments of a run ask for.
 
@@ -121,8 +146,7 @@ def load_run_config(args: argparse.Namespace) -> Config:
         ConfigError: If it does not exist or an option does not fit.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = load_config(args.config)
-    import_toolbox(cfg.get('default_scope') or 'mmengine')
+    cfg = load_chosen_config(args)
     if args.mini:
         apply_mini(cfg)
     apply_options(cfg, args.cfg_options)
@@ -135,8 +159,10 @@ def load_run_config(args: argparse.Namespace) -> Config:
     if args.work_dir:
         cfg.work_dir = args.work_dir
     elif not cfg.get('work_dir'):
-        mini = '_mini' * args.mini
-        cfg.work_dir = f'work_dirs/{Path(args.config).stem}{mini}'
+        name = Path(args.config).stem
+        if args.backbone:
+            name += f'_{backbone_name(args.backbone)}'
+        cfg.work_dir = f'work_dirs/{name}{"_mini" * args.mini}'
     if args.amp and not torch.cuda.is_available():
         raise ConfigError(
             '--amp needs a GPU: MMEngine has no mixed precision on a CPU'

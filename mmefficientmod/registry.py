@@ -6,9 +6,12 @@ prefix ``mmefficientmod.``, whatever toolbox the config belongs to.
 
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import (
+    OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS,
+)
 from mmengine.registry import Registry
 
-__all__ = ['METRICS', 'MODELS']
+__all__ = ['METRICS', 'MODELS', 'OPTIM_WRAPPER_CONSTRUCTORS']
 
 MODELS = Registry(
     'model',
@@ -21,4 +24,10 @@ METRICS = Registry(
     parent=MMENGINE_METRICS,
     scope='mmefficientmod',
     locations=['mmefficientmod.evaluation'],
+)
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor',
+    parent=MMENGINE_CONSTRUCTORS,
+    scope='mmefficientmod',
+    locations=['mmefficientmod.engine'],
 )

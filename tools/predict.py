@@ -15,7 +15,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmefficientmod import cli
 from mmefficientmod.checkpoint import load_whole
-from mmefficientmod.config import TOOLBOXES, ConfigError, load_config
+from mmefficientmod.config import TOOLBOXES, ConfigError, apply_options
 from mmefficientmod.datasets import DataError
 from mmefficientmod.datasets.checks import dataset_dicts
 
@@ -31,7 +31,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> list[Path]:
     args = parse_args(argv)
-    cfg = load_config(args.config, args.cfg_options)
+    cfg = cli.load_chosen_config(args)
+    apply_options(cfg, args.cfg_options)
     cli.check_exists(args.checkpoint)
     for image in args.images:
         if not Path(image).is_file() or cv2.imread(image) is None:

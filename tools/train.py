@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> Runner:
         cfg.auto_scale_lr.enable = True
     if cfg.get('load_from'):
         cli.check_checkpoint(cfg, cfg.load_from)
-    if args.pretrained:
+    if args.pretrained and not args.backbone:
         if 'pretrained' in cfg.model:
             cfg.model.pretrained = None
         cfg.model.backbone.init_cfg = dict(

@@ -11,6 +11,7 @@ a ``(N, C, H, W)`` view in PyTorch's ``channels_last`` format: no copies.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -443,6 +444,39 @@ class EfficientMod(BaseModule):
                 out = self.norm(x) if last and self.norm is not None else x
                 outs.append(to_nchw_view(out).contiguous())
         return tuple(outs)
+
+    def get_layer_depth(
+        self, param_name: str, prefix: str = ''
+    ) -> tuple[int, int]:
+        """The depth of a parameter, for layer-wise learning-rate decay.
+
+        The stem is layer 0; a stage is one layer, and the deep third stage
+        one for every three blocks, as ConvNeXt's recipes count, so that
+        their decay rates suit. Final norm and heads are the last layer.
+
+        Args:
+            param_name: Name of the parameter in the whole model.
+            prefix: The backbone's own prefix there.
+
+        Returns:
+            The layer and the number of layers.
+        """
+        groups = [1] * len(self.stages)
+        if len(groups) > 2:
+            groups[2] = math.ceil(len(self.stages[2].blocks) / 3)
+        num_layers = 2 + sum(groups)
+        if not param_name.startswith(prefix):
+            return num_layers - 1, num_layers
+        part, *inner = param_name[len(prefix) :].split('.')
+        if part == 'stem':
+            return 0, num_layers
+        if part != 'stages':
+            return num_layers - 1, num_layers
+        stage = int(inner[0])
+        depth = 1 + sum(groups[:stage])
+        if groups[stage] > 1 and inner[1] == 'blocks':
+            depth += int(inner[2]) // 3
+        return depth, num_layers
 
     def train(self, mode: bool = True) -> EfficientMod:
         """Set the mode; what is frozen stays in evaluation mode."""

@@ -1,0 +1,750 @@
+"""A config in, the same config with another backbone out.
+
+The old backbone is built once, without weights, to see at which strides the
+rest of the model reads it; the new one, to see which channels it gives there.
+Nothing about either is tabulated.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import difflib
+import inspect
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmefficientmod.config import ConfigError
+from mmefficientmod.models.backbones.efficientmod import ARCHS
+
+# The names that the tools, the configs and the model index share.
+BACKBONES: dict[str, dict[str, Any]] = {
+    f'efficientmod_{arch}': dict(type='mmefficientmod.EfficientMod', arch=arch)
+    for arch in ARCHS
+}
+# What ImageNet weights of these backbones expect of the image, RGB, 0 to 255.
+IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+
+# Arguments of a backbone that say how to train it and not what it is.
+TRAINING_OPTIONS = ('frozen_stages', 'norm_eval', 'with_cp')
+# They make a pyramid of a backbone that has none.
+PYRAMID_MAKERS = ('Feature2Pyramid', 'MultiLevelNeck')
+# They read more of a vision transformer than a map of features.
+TOKEN_HEADS = (
+    'DPTHead', 'SegmenterMaskTransformerHead', 'VisionTransformerClsHead',
+    'DeiTClsHead', 'LeViTClsHead', 'MIMHead', 'ConformerHead',
+    'EfficientFormerClsHead', 'VigClsHead', 'SAMHead',
+)  # fmt: skip
+# Backbone and decoder in one, though what comes out could be a pyramid's.
+WHOLE_NETWORKS = ('CGNet', 'DDRNet', 'ICNet', 'PIDNet')
+LAYER_DECAY = (
+    'LearningRateDecayOptimizerConstructor',
+    'LayerDecayOptimizerConstructor',
+    'LearningRateDecayOptimWrapperConstructor',
+)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What a backbone returns.
+
+    Attributes:
+        channels: Channels of each output.
+        strides: Stride of each output, in pixels.
+        has_batch_norm: Whether it holds batch norms.
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    has_batch_norm: bool
+
+
+def swap_backbone(
+    cfg: Config,
+    backbone: str | Mapping[str, Any],
+    pretrained: str | None = None,
+) -> Config:
+    """Replace the backbone of any config of the three toolboxes.
+
+    What reads the backbone gets its new channels, at the strides of before;
+    classification reads the last stage with its final norm and pools it. Old
+    weights go, options of the old backbone stay where they mean something.
+    Whatever else changes is logged.
+
+    Args:
+        cfg: A config of MMDetection, MMSegmentation or MMPretrain; it is not
+            changed.
+        backbone: A name of :data:`BACKBONES`, or the dict of any registered
+            backbone that returns a tuple of ``(N, C_i, H_i, W_i)``.
+        pretrained: Weights of the new backbone, a file or URL.
+
+    Returns:
+        The new config.
+
+    Raises:
+        ConfigError: If the config has no backbone that can be replaced, or
+            the new one does not give what the config reads. The message says
+            why.
+
+    Example:
+        >>> cfg = Config.fromfile('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+        >>> cfg = swap_backbone(cfg, 'efficientmod_s')
+    """  # noqa: E501
+    cfg = copy.deepcopy(cfg)
+    new = resolve_backbone(backbone)
+    _import_package(cfg)
+    model = _find_model(cfg)
+    with _scope(cfg.get('default_scope') or 'mmengine'):
+        if _is_classifier(cfg, model):
+            _swap_classifier(cfg, model, new, pretrained)
+        else:
+            _swap_dense(cfg, model, new, pretrained)
+    return cfg
+
+
+def resolve_backbone(backbone: str | Mapping[str, Any]) -> ConfigDict:
+    """The dict of a backbone.
+
+    Args:
+        backbone: A name, a dict, or a dict as the command line has it:
+            ``{'type': 'ResNet', ...}`` or ``dict(type='ResNet', ...)``.
+
+    Raises:
+        ConfigError: If there is no such name, or the text is no dict.
+    """
+    if isinstance(backbone, str):
+        text = backbone.strip()
+        if text.startswith(('{', 'dict(')):
+            backbone = _parse_dict(text)
+        else:
+            name = text.replace('-', '_')
+            if name not in BACKBONES:
+                close = difflib.get_close_matches(name, BACKBONES, n=1)
+                raise ConfigError(
+                    f'no backbone is called {backbone!r}'
+                    + (f'; did you mean {close[0]}?' if close else '')
+                    + f' The names are {", ".join(BACKBONES)}; any other '
+                    'registered backbone goes as a dict, such as dict(type='
+                    "'mmpretrain.MobileNetV2', out_indices=(1, 2, 4, 6))"
+                )
+            backbone = BACKBONES[name]
+    if not isinstance(backbone, Mapping) or not backbone.get('type'):
+        raise ConfigError(
+            f'the backbone {backbone!r} is neither a name nor a dict with a '
+            'type'
+        )
+    return ConfigDict(copy.deepcopy(dict(backbone)))
+
+
+def backbone_name(backbone: str | Mapping[str, Any]) -> str:
+    """A name for folders: the backbone's own, or the type in its dict."""
+    if isinstance(backbone, str) and backbone.replace('-', '_') in BACKBONES:
+        return backbone.replace('-', '_')
+    return _kind(resolve_backbone(backbone)).lower()
+
+
+def _parse_dict(text: str) -> Any:
+    try:
+        node = ast.parse(text, mode='eval').body
+        if isinstance(node, ast.Call):
+            if node.args or not all(k.arg for k in node.keywords):
+                raise ValueError('only keywords may stand in dict(...)')
+            return {k.arg: ast.literal_eval(k.value) for k in node.keywords}
+        return ast.literal_eval(node)
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(
+            f'the backbone {text} cannot be read as a dict: {error}'
+        ) from None
+
+
+def _import_package(cfg: Config) -> None:
+    """Have whoever runs the new config import this package first."""
+    imports = cfg.get('custom_imports') or {}
+    names = imports.get('imports') or []
+    names = [names] if isinstance(names, str) else list(names)
+    if 'mmefficientmod' not in names:
+        names.insert(0, 'mmefficientmod')
+    cfg.custom_imports = dict(imports=names, allow_failed_imports=False)
+
+
+def _find_model(cfg: Config) -> ConfigDict:
+    """The part of ``cfg.model`` that has the backbone."""
+    model = cfg.get('model') or {}
+    outer = model
+    # Wrappers for semi-supervised learning and tracking hold a detector.
+    while 'backbone' not in model and isinstance(
+        model.get('detector'), Mapping
+    ):
+        model = model['detector']
+    if isinstance(model.get('backbone'), Mapping):
+        return model
+    kind = outer.get('type')
+    raise ConfigError(
+        f'{kind} has no `backbone` in its config that could be replaced: it '
+        'brings its own image encoder'
+        if kind
+        else 'the config has no model'
+    )
+
+
+def _is_classifier(cfg: Config, model: Mapping[str, Any]) -> bool:
+    return (
+        cfg.get('default_scope') == 'mmpretrain'
+        or _kind(model) == 'ImageClassifier'
+    )
+
+
+def _kind(node: Any) -> str:
+    """Name of a type, without a scope."""
+    kind = node.get('type') if isinstance(node, Mapping) else None
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return name.split('.')[-1]
+
+
+@contextmanager
+def _scope(name: str) -> Iterator[None]:
+    with DefaultScope.overwrite_default_scope(name):
+        yield
+
+
+# ---------------------------------------------------------------- the swap
+
+
+def _swap_classifier(
+    cfg: Config, model: ConfigDict, new: ConfigDict, pretrained: str | None
+) -> None:
+    head = model.get('head')
+    if not isinstance(head, Mapping) or _kind(head) in TOKEN_HEADS:
+        raise ConfigError(
+            f'{_kind(head) or _kind(model)} reads tokens of the backbone that '
+            'it was made for, and a backbone with a pyramid has none; start '
+            'from a config with a LinearClsHead, such as '
+            'mmpretrain::resnet/resnet50_8xb32_in1k.py'
+        )
+    old = model.backbone
+    _set_default(new, final_norm=True)
+    accepted = _parameters(new)
+    if 'out_indices' in accepted and 'out_indices' not in new:
+        index = inspect.signature(_class_of(new)).parameters['out_indices']
+        last = index.default
+        new.out_indices = (3,) if _is_ours(new) else (_last(last),)
+    levels = probe(new)
+    _carry_over(old, new, levels, pretrained)
+    model.backbone = new
+    _drop_weights(cfg, model, new, pretrained)
+    if not model.get('neck') or _kind(model.neck) != 'GlobalAveragePooling':
+        if model.get('neck'):
+            _say(f'neck {_kind(model.neck)} gives way to average pooling')
+        model.neck = ConfigDict(type='GlobalAveragePooling')
+    for node in _walk(head):
+        if isinstance(node.get('in_channels'), int):
+            node.in_channels = levels.channels[-1]
+    _normalise_like_imagenet(cfg, model, new)
+    _fit_optimizer(cfg, old, new)
+
+
+def _swap_dense(
+    cfg: Config, model: ConfigDict, new: ConfigDict, pretrained: str | None
+) -> None:
+    old = model.backbone
+    _refuse_what_cannot_be(model)
+    if _kind(model.get('neck')) in PYRAMID_MAKERS:
+        # The new backbone has the pyramid that this neck would make.
+        _say(f'neck {_kind(model.neck)} is not needed, and gone')
+        model.neck = None
+        before = Levels((), (4, 8, 16, 32), False)
+    else:
+        before = probe(old)
+    strides = _strides_to_give(model, before)
+    levels = _choose_levels(new, strides)
+    old_feats, new_feats = before.channels, levels.channels
+    neck = model.get('neck')
+    if neck:
+        first = neck[0] if isinstance(neck, Sequence) else neck
+        old_neck = copy.deepcopy(neck)
+        _fit_neck(model, first, before.channels, levels.channels)
+        if _reads_by_index(model):
+            old_feats = _neck_channels(old_neck, before)
+            new_feats = _neck_channels(neck, levels)
+    if not neck or old_feats != new_feats:
+        for name, head in model.items():
+            if name.endswith('head') and head:
+                _fit_heads(head, old_feats, new_feats, bool(neck))
+    _carry_over(old, new, levels, pretrained)
+    model.backbone = new
+    _drop_weights(cfg, model, new, pretrained)
+    _normalise_like_imagenet(cfg, model, new)
+    _fit_optimizer(cfg, old, new)
+
+
+def _refuse_what_cannot_be(model: ConfigDict) -> None:
+    """One sentence for the kinds of models that take no pyramid."""
+    old = model.backbone
+    for head in _walk(model):
+        if _kind(head) in TOKEN_HEADS or _kind(head).startswith('SETR'):
+            raise ConfigError(
+                f'{_kind(head)} reads the tokens of a vision transformer, '
+                'all at one stride; a backbone with a pyramid has none'
+            )
+    roi_head = model.get('roi_head') or {}
+    shared = isinstance(roi_head, Mapping) and roi_head.get('shared_head')
+    if shared:
+        raise ConfigError(
+            f'this is a C4 model: its RoI head goes on with the last stage of '
+            f'{_kind(old)} ({_kind(shared)}), which another backbone does not '
+            'have; take the FPN variant of the config'
+        )
+    for neck in _walk(model.get('neck') or {}):
+        if 'rfp_backbone' in neck:
+            raise ConfigError(
+                f'the neck {_kind(neck)} runs {_kind(old)} a second time on '
+                'its own output, for which that backbone has inputs of its own'
+            )
+
+
+def _strides_to_give(model: ConfigDict, old: Levels) -> tuple[int, ...]:
+    """Which strides the new backbone has to give, for the old one's.
+
+    Raises:
+        ConfigError: If the old one has no pyramid.
+    """
+    kind, strides = _kind(model.backbone), old.strides
+    whole = kind in WHOLE_NETWORKS
+    rising = all(a < b for a, b in zip(strides, strides[1:], strict=False))
+    if strides == (16,):
+        raise ConfigError(
+            f'{kind} gives one level at stride 16 (a C4 or DC5 model, or a '
+            'plain vision transformer), whose heads are made for a last stage '
+            'without its stride; take the FPN variant of the config'
+        )
+    if not whole and rising and set(strides) <= {4, 8, 16, 32}:
+        return strides
+    dilated = (
+        len(strides) == 4 and strides[0] == 4 and strides[1] == 8
+        and list(strides) == sorted(strides)
+    )  # fmt: skip
+    if dilated and not whole:
+        if any(_kind(node) == 'OCRHead' for node in _walk(model)):
+            raise ConfigError(
+                'OCRHead multiplies two levels pixel by pixel, which a '
+                f'dilated {kind} gives at one stride and a pyramid does not; '
+                'take an OCRNet config with HRNet, which brings them to one '
+                'size'
+            )
+        _say(
+            f'{kind} was dilated and gave strides {_list(strides)}; the heads '
+            'now see 4, 8, 16 and 32, coarser than they were made for',
+            logging.WARNING,
+        )
+        return (4, 8, 16, 32)
+    if rising and not whole:
+        raise ConfigError(
+            f'{kind} gives strides {_list(strides)}, and a head reads each; a '
+            'backbone with a pyramid has 4, 8, 16 and 32'
+        )
+    raise ConfigError(
+        f'{kind} gives strides {_list(strides)}: backbone and decoder are one '
+        'network here, and there is no backbone to replace'
+    )
+
+
+def _choose_levels(new: ConfigDict, strides: tuple[int, ...]) -> Levels:
+    """Set the new backbone's ``out_indices`` so that it gives these strides.
+
+    Raises:
+        ConfigError: If it cannot.
+    """
+    levels = probe(new)
+    if levels.strides == strides:
+        return levels
+    parameters = _parameters(new)
+    indices = new.get('out_indices')
+    if indices is None and 'out_indices' in parameters:
+        indices = parameters['out_indices'].default
+    if (
+        isinstance(indices, Sequence)
+        and len(indices) == len(levels.strides)
+        and set(strides) <= set(levels.strides)
+    ):
+        new.out_indices = tuple(
+            indices[levels.strides.index(stride)] for stride in strides
+        )
+        return probe(new)
+    raise ConfigError(
+        f'the config reads strides {_list(strides)}, and {_kind(new)} gives '
+        f'{_list(levels.strides)}'
+        + (
+            '; name its stages by out_indices=(...) in its dict'
+            if 'out_indices' in parameters
+            else ''
+        )
+    )
+
+
+def _fit_neck(
+    model: ConfigDict,
+    neck: ConfigDict,
+    old: tuple[int, ...],
+    new: tuple[int, ...],
+) -> None:
+    value = neck.get('in_channels')
+    if isinstance(value, int):
+        neck.in_channels = new[-1]
+        return
+    if value is None or len(value) > len(new):
+        raise ConfigError(
+            f'the neck {_kind(neck)} has in_channels={value}, which does not '
+            f'go with the {len(old)} levels of its backbone'
+        )
+    if tuple(value) == old[::-1] != old:
+        channels = new[::-1]
+    else:
+        channels = new[len(new) - len(value) :]
+    neck.in_channels = type(value)(channels)  # JPU insists on a tuple
+    # SSD's neck hands the first levels on as they are, to a head that says so.
+    outs = neck.get('out_channels')
+    if isinstance(outs, Sequence) and tuple(outs[: len(value)]) == tuple(
+        value
+    ):
+        fitted = [*channels, *outs[len(value) :]]
+        for head in _walk(model.get('bbox_head') or {}):
+            if head.get('in_channels') == outs:
+                head.in_channels = fitted
+        neck.out_channels = fitted
+
+
+def _reads_by_index(model: ConfigDict) -> bool:
+    """Whether heads choose levels, as MMSegmentation's do."""
+    return any(
+        'in_index' in node
+        for name in ('decode_head', 'auxiliary_head')
+        for node in _walk(model.get(name) or {})
+    )
+
+
+def _neck_channels(neck: Any, levels: Levels) -> tuple[int, ...]:
+    """Channels of what comes out of a neck."""
+    feats = [
+        torch.zeros(1, channels, 256 // stride, 256 // stride)
+        for channels, stride in zip(
+            levels.channels, levels.strides, strict=True
+        )
+    ]
+    with _undisturbed():
+        module = MODELS.build(copy.deepcopy(neck))
+        module.eval()
+        return tuple(x.shape[1] for x in module(feats))
+
+
+def _fit_heads(
+    head: Any, old: tuple[int, ...], new: tuple[int, ...], behind_neck: bool
+) -> None:
+    """Set the channels that heads read, at their ``in_index`` if they have."""
+    if not isinstance(head, Mapping):
+        for one in head:
+            _fit_heads(one, old, new, behind_neck)
+        return
+    for node in _walk(head):
+        # Inner modules read the head's own features, unless they choose.
+        if node is not head and 'in_index' not in node:
+            continue
+        value, index = node.get('in_channels'), node.get('in_index', -1)
+        if isinstance(value, int):
+            node.in_channels = new[index]
+        elif value is not None and 'in_index' in node:
+            node.in_channels = [new[i] for i in index]
+        elif value is not None and not behind_neck:
+            if len(value) != len(new):
+                raise ConfigError(
+                    f'{_kind(node)} has in_channels={list(value)} for '
+                    f'{len(old)} levels'
+                )
+            node.in_channels = list(new)
+        if 'c1_in_channels' in node:  # DeepLabV3+ also reads the first level
+            node.c1_in_channels = new[0]
+
+
+# ------------------------------------------------------------- the options
+
+
+def _carry_over(
+    old: Mapping[str, Any],
+    new: ConfigDict,
+    levels: Levels,
+    pretrained: str | None,
+) -> None:
+    """Keep what the old backbone was told, where that means something."""
+    accepted = _parameters(new)
+    if 'in_channels' in accepted and 'in_channels' in old:
+        new.setdefault('in_channels', old['in_channels'])
+    for key in TRAINING_OPTIONS:
+        value = old.get(key)
+        if key in new or value in (None, False, -1):
+            continue
+        if key not in accepted:
+            reason = f'{_kind(new)} has no such option'
+        elif key == 'norm_eval' and not levels.has_batch_norm:
+            reason = f'{_kind(new)} has no batch norms'
+        elif key == 'frozen_stages' and not (pretrained or _weights(new)):
+            reason = 'it would freeze random weights'
+        else:
+            new[key] = value
+            continue
+        _say(f'{key}={value} of {_kind(old)} is left out: {reason}')
+
+
+def _drop_weights(
+    cfg: Config, model: ConfigDict, new: ConfigDict, pretrained: str | None
+) -> None:
+    """Remove the weights of the old model, and name those of the new one."""
+    if pretrained:
+        new.init_cfg = dict(type='Pretrained', checkpoint=pretrained)
+    if 'pretrained' in model:
+        model.pretrained = None
+    for node in (model, cfg.model):
+        if _pretrained_init(node.get('init_cfg')):
+            node.init_cfg = None
+    if cfg.get('load_from'):
+        _say(f'load_from={cfg.load_from} is left out: it holds the old model')
+        cfg.load_from = None
+
+
+def _pretrained_init(init_cfg: Any) -> bool:
+    parts = [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg or []
+    return any(_kind(part) == 'Pretrained' for part in parts)
+
+
+def _weights(backbone: Mapping[str, Any]) -> bool:
+    return bool(backbone.get('pretrained')) or _pretrained_init(
+        backbone.get('init_cfg')
+    )
+
+
+def _normalise_like_imagenet(
+    cfg: Config, model: ConfigDict, new: ConfigDict
+) -> None:
+    """Give our backbones the images that their weights were trained on.
+
+    Caffe's weights of ResNet want BGR and no scaling, YOLOX's nothing at all.
+    """
+    if not _is_ours(new):
+        return
+    for holder in (cfg, cfg.model, model):
+        node = holder.get('data_preprocessor')
+        while isinstance(node, Mapping):
+            swapped = 'to_rgb' if 'to_rgb' in node else 'bgr_to_rgb'
+            wanted = dict(IMAGENET, **{swapped: True})
+            given = {k: node.get(k) for k in wanted}
+            if _kind(node) != 'MultiBranchDataPreprocessor' and (
+                not node.get(swapped)
+                or list(node.get('mean') or ()) != IMAGENET['mean']
+                or list(node.get('std') or ()) != IMAGENET['std']
+            ):
+                _say(f'images are normalised as {wanted}, not as {given}')
+                node.pop('rgb_to_bgr', None)
+                node.update(wanted)
+            node = node.get('data_preprocessor')
+
+
+def _fit_optimizer(
+    cfg: Config, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> None:
+    """Keep layer-wise settings that find something, report the others."""
+    wrapper = cfg.get('optim_wrapper') or {}
+    paramwise = wrapper.get('paramwise_cfg')
+    if not paramwise:
+        return
+    if str(wrapper.get('constructor')).split('.')[-1] in LAYER_DECAY:
+        _fit_layer_decay(wrapper, new)
+        paramwise = wrapper.paramwise_cfg
+    keys = paramwise.get('custom_keys')
+    if not keys:
+        return
+    names = _parameter_names(new)
+    gone = _parameter_names(old)
+    for key in list(keys):
+        found = any(key in name for name in names)
+        # A key that the old backbone did not have either is for the heads.
+        theirs = key.startswith('backbone.') or any(key in n for n in gone)
+        if theirs and not found:
+            del keys[key]
+            _say(f'custom_keys[{key!r}] is left out: no parameter of '
+                 f'{_kind(new)} is called so')  # fmt: skip
+
+
+def _fit_layer_decay(wrapper: ConfigDict, new: Mapping[str, Any]) -> None:
+    """Have the layers counted by asking the backbone for them."""
+    if not hasattr(_class_of(new), 'get_layer_depth'):
+        raise ConfigError(
+            f'{_kind(new)} cannot say how deep a layer lies '
+            '(get_layer_depth), which the layer-wise learning rate of this '
+            'config needs; take out optim_wrapper.constructor'
+        )
+    paramwise = dict(wrapper.paramwise_cfg)
+    rate = paramwise.pop('decay_rate', None)
+    rate = paramwise.pop('layer_decay_rate', rate)
+    layers = paramwise.pop('num_layers', None)
+    if paramwise.pop('decay_type', None) is not None or layers is not None:
+        # Those of MMDetection and MMSegmentation do this unasked.
+        paramwise.setdefault('flat_decay_mult', 0.0)
+    wrapper.constructor = 'mmefficientmod.LayerDecayOptimWrapperConstructor'
+    wrapper.paramwise_cfg = ConfigDict(paramwise, layer_decay_rate=rate)
+    _say(
+        f'the learning rate decays by {rate} a layer, as {_kind(new)} counts '
+        'its layers'
+    )
+
+
+def _parameter_names(backbone: Mapping[str, Any]) -> list[str]:
+    with _undisturbed():
+        module = MODELS.build(_without_weights(backbone))
+    return [f'backbone.{name}' for name, _ in module.named_parameters()]
+
+
+# ---------------------------------------------------------------- probing
+
+
+def probe(backbone: Mapping[str, Any]) -> Levels:
+    """Build a backbone without weights, and see what it returns.
+
+    Args:
+        backbone: Its dict, in the current default scope.
+
+    Raises:
+        ConfigError: If it cannot be built, or returns no feature maps.
+    """
+    kind = _kind(backbone)
+    with _undisturbed():
+        _class_of(backbone)
+        try:
+            module = MODELS.build(_without_weights(backbone))
+        except Exception as error:
+            raise ConfigError(
+                f'the backbone {kind} cannot be built: {error}'
+            ) from error
+        module.eval()  # by itself: OpenMMLab's train() returns None
+        outs, size = _run(module, backbone)
+    if isinstance(outs, Tensor):
+        outs = (outs,)
+    if not isinstance(outs, Sequence) or not all(
+        isinstance(x, Tensor) and x.ndim == 4 for x in outs
+    ):
+        raise ConfigError(
+            f'{kind} returns no feature maps (N, C, H, W) that a pyramid '
+            'could stand in for'
+        )
+    return Levels(
+        tuple(x.shape[1] for x in outs),
+        tuple(_stride(size, x.shape[-1]) for x in outs),
+        any(isinstance(m, _BatchNorm) for m in module.modules()),
+    )
+
+
+def _run(module: nn.Module, backbone: Mapping[str, Any]) -> tuple[Any, int]:
+    """The outputs for a black image of a size that the backbone takes."""
+    own = backbone.get('img_size') or backbone.get('pretrain_img_size')
+    own = own[0] if isinstance(own, Sequence) else own
+    channels = backbone.get('in_channels', 3)
+    failure: Exception | None = None
+    # A vision transformer may take no other size than its own.
+    for size in dict.fromkeys((256, own or 224, 224)):
+        try:
+            image = torch.zeros(1, channels, size, size)
+            return module(image), size
+        except Exception as error:
+            failure = failure or error
+    raise ConfigError(
+        f'{_kind(backbone)} cannot be tried on an image: {failure}'
+    ) from failure
+
+
+def _stride(size: int, out: int) -> int:
+    """The power of two that is nearest."""
+    ratio = size / out
+    return min((2**i for i in range(9)), key=lambda s: abs(s - ratio))
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Build and run a model without gradients, and without using up luck."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        yield
+
+
+def _without_weights(backbone: Mapping[str, Any]) -> ConfigDict:
+    backbone = ConfigDict(copy.deepcopy(dict(backbone)))
+    backbone.pop('init_cfg', None)
+    if 'pretrained' in backbone:
+        backbone.pretrained = (
+            None if isinstance(backbone.pretrained, str) else False
+        )
+    return backbone
+
+
+def _class_of(backbone: Mapping[str, Any]) -> type:
+    kind = backbone['type']
+    found = kind
+    if isinstance(kind, str):
+        with MODELS.switch_scope_and_registry(None) as registry:
+            found = registry.get(kind)
+    if found is None:
+        raise ConfigError(
+            f'no backbone of the type {kind!r} is registered; write the '
+            "toolbox before it, as in 'mmpretrain.MobileNetV2', or import "
+            'its module by custom_imports'
+        )
+    return found
+
+
+def _parameters(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a backbone's class, its parents' included."""
+    parameters: dict[str, inspect.Parameter] = {}
+    for kind in _class_of(backbone).__mro__:
+        own = inspect.signature(kind.__init__).parameters
+        parameters = {**own, **parameters}
+        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+            break
+    return parameters
+
+
+def _set_default(backbone: ConfigDict, **options: Any) -> None:
+    accepted = _parameters(backbone)
+    for key, value in options.items():
+        if key in accepted:
+            backbone.setdefault(key, value)
+
+
+def _last(indices: Any) -> int:
+    return indices[-1] if isinstance(indices, Sequence) else indices
+
+
+def _is_ours(backbone: Mapping[str, Any]) -> bool:
+    return _class_of(backbone).__module__.startswith('mmefficientmod.')
+
+
+def _walk(node: Any) -> Iterator[ConfigDict]:
+    """All dicts in a node, the outer ones first."""
+    if isinstance(node, Mapping):
+        yield node
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _walk(value)
+
+
+def _list(values: Sequence[int]) -> str:
+    return ', '.join(map(str, values))
+
+
+def _say(text: str, level: int = logging.INFO) -> None:
+    print_log(f'swap_backbone: {text}', logger='current', level=level)

@@ -1,0 +1,93 @@
+"""Trying a stock config: one training step and one prediction, in small."""
+
+import torch
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import PixelData
+
+from mmefficientmod import swap_backbone
+from mmefficientmod.cli import import_toolbox
+from mmefficientmod.config import load_config
+
+# Sides of the square images, in pixels; detection needs room for its boxes.
+SIZES = {'mmdet': 128, 'mmseg': 64, 'mmpretrain': 64}
+
+
+def build(cfg):
+    """The model of a config, in its scope."""
+    scope = cfg.default_scope
+    import_toolbox(scope)
+    with DefaultScope.overwrite_default_scope(scope):
+        if scope == 'mmpretrain' and cfg.get('data_preprocessor'):
+            cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+        # SyncBN needs a GPU.
+        return revert_sync_batchnorm(MODELS.build(cfg.model))
+
+
+def batch_for(cfg):
+    """Two random images with annotations, as the toolbox's loaders give."""
+    scope = cfg.default_scope
+    size = SIZES[scope]
+    torch.manual_seed(0)
+    if scope == 'mmdet':
+        from mmdet.testing import demo_mm_inputs
+
+        return demo_mm_inputs(
+            2,
+            (3, size, size),
+            num_items=[3, 2],
+            num_classes=5,
+            with_mask=True,
+            with_semantic=True,
+            sem_seg_output_strides=8 if 'semantic_head' in str(cfg.model)
+            else 1,
+            use_box_type=True,
+        )  # fmt: skip
+    images = [
+        torch.randint(0, 256, (3, size, size), dtype=torch.uint8)
+        for _ in range(2)
+    ]
+    if scope == 'mmseg':
+        from mmseg.structures import SegDataSample
+
+        samples = []
+        for _ in images:
+            sample = SegDataSample(
+                metainfo=dict(
+                    img_shape=(size, size), ori_shape=(size, size),
+                    pad_shape=(size, size), padding_size=[0] * 4,
+                )
+            )  # fmt: skip
+            sample.gt_sem_seg = PixelData(
+                data=torch.randint(0, 5, (1, size, size))
+            )
+            samples.append(sample)
+        return dict(inputs=images, data_samples=samples)
+    from mmpretrain.structures import DataSample
+
+    samples = [DataSample().set_gt_label(i) for i in range(2)]
+    return dict(inputs=torch.stack(images), data_samples=samples)
+
+
+def train_step_and_predict(name, backbone='efficientmod_xxs'):
+    """Swap, build, train a step and predict.
+
+    Returns:
+        The losses, the gradients of the backbone by name, the predictions.
+    """
+    cfg = swap_backbone(load_config(name), backbone)
+    model = build(cfg)
+    model.train()
+    batch = model.data_preprocessor(batch_for(cfg), True)
+    loss, logs = model.parse_losses(model(**batch, mode='loss'))
+    loss.backward()
+    grads = {
+        name: parameter.grad
+        for name, parameter in model.named_parameters()
+        if name.startswith('backbone.')
+    }
+    model.eval()
+    batch = model.data_preprocessor(batch_for(cfg), False)
+    with torch.no_grad():
+        predictions = model(**batch, mode='predict')
+    return logs, grads, predictions

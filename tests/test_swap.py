@@ -1,0 +1,443 @@
+"""Swapping the backbone of stock configs: fits, trains, or says why not."""
+
+import logging
+
+import pytest
+import stock
+import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
+from torch.testing import assert_close
+
+from mmefficientmod import EfficientMod, swap_backbone
+from mmefficientmod.config import ConfigError, load_config
+from mmefficientmod.models.backbones.efficientmod import ARCHS
+from mmefficientmod.swap import BACKBONES, backbone_name, resolve_backbone
+
+MASK_RCNN = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
+CAFFE = 'mmdet::mask_rcnn/mask-rcnn_r50-caffe_fpn_1x_coco.py'
+CONVNEXT_DET = (
+    'mmdet::convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco.py'
+)
+BEIT_SEG = 'mmseg::beit/beit-base_upernet_8xb2-160k_ade20k-640x640.py'
+UPERNET = 'mmseg::upernet/upernet_r50_4xb4-80k_ade20k-512x512.py'
+RESNET = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
+XXS = [32, 64, 128, 256]
+
+
+def swap(name, backbone='efficientmod_xxs', **kwargs):
+    return swap_backbone(load_config(name), backbone, **kwargs)
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What the swap reports, as (level, text)."""
+    lines = []
+    monkeypatch.setattr(
+        'mmefficientmod.swap.print_log',
+        lambda text, logger, level: lines.append((level, text)),
+    )
+    return lines
+
+
+def reported(said, *parts):
+    return any(all(p in text for p in parts) for _, text in said)
+
+
+# Stock configs that take a pyramid: one training step, one prediction.
+# docs/swapping.md says which others were tried, and why some cannot.
+
+WORK = [
+    # two-stage
+    MASK_RCNN,
+    'mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py',
+    'mmdet::htc/htc_r50_fpn_1x_coco.py',
+    'mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py',
+    'mmdet::dcn/mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py',
+    'mmdet::hrnet/faster-rcnn_hrnetv2p-w18-1x_coco.py',
+    CONVNEXT_DET,
+    # one-stage, anchor-based
+    'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+    'mmdet::atss/atss_r50_fpn_1x_coco.py',
+    'mmdet::paa/paa_r50_fpn_1x_coco.py',
+    'mmdet::dyhead/atss_r50_fpn_dyhead_1x_coco.py',
+    'mmdet::yolo/yolov3_d53_8xb8-ms-608-273e_coco.py',
+    'mmdet::ssd/ssd300_coco.py',
+    'mmdet::yolof/yolof_r50-c5_8xb8-1x_coco.py',
+    # anchor-free
+    'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
+    'mmdet::gfl/gfl_r50_fpn_1x_coco.py',
+    'mmdet::tood/tood_r50_fpn_1x_coco.py',
+    'mmdet::vfnet/vfnet_r50_fpn_1x_coco.py',
+    'mmdet::reppoints/reppoints-moment_r50_fpn_1x_coco.py',
+    'mmdet::yolox/yolox_s_8xb8-300e_coco.py',
+    'mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py',
+    'mmdet::centernet/centernet-update_r50_fpn_8xb8-amp-lsj-200e_coco.py',
+    # instances and panoptic
+    'mmdet::solov2/solov2_r50_fpn_1x_coco.py',
+    'mmdet::condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py',
+    'mmdet::point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py',
+    'mmdet::queryinst/queryinst_r50_fpn_1x_coco.py',
+    'mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py',
+    'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py',
+    # transformers
+    'mmdet::detr/detr_r50_8xb2-150e_coco.py',
+    'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
+    'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
+    # segmentation
+    'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py',
+    'mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
+    'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512.py',
+    UPERNET,
+    'mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py',
+    'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
+    'mmseg::segnext/segnext_mscan-t_1xb16-adamw-160k_ade20k-512x512.py',
+    'mmseg::ocrnet/ocrnet_hr18_4xb4-80k_ade20k-512x512.py',
+    'mmseg::point_rend/pointrend_r50_4xb4-160k_ade20k-512x512.py',
+    'mmseg::knet/knet-s3_swin-t_upernet_8xb2-adamw-80k_ade20k-512x512.py',
+    'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py',
+    'mmseg::maskformer/maskformer_r50-d32_8xb2-160k_ade20k-512x512.py',
+    'mmseg::fastfcn/fastfcn_r50-d32_jpu_psp_4xb4-80k_ade20k-512x512.py',
+    'mmseg::convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py',
+    BEIT_SEG,
+    # classification
+    RESNET,
+    'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py',
+    'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py',
+    'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py',
+    'mmpretrain::beit/benchmarks/beit-base-p16_8xb128-coslr-100e_in1k.py',
+]
+
+
+@pytest.mark.parametrize('name', WORK, ids=lambda n: n.split('/')[-1][:-3])
+def test_stock_config_trains_and_predicts(name):
+    logs, grads, predictions = stock.train_step_and_predict(name)
+    for key, value in logs.items():
+        assert torch.isfinite(torch.as_tensor(value)).all(), key
+    assert len(grads) > 100
+    for key, grad in grads.items():
+        assert grad is not None, key
+        assert torch.isfinite(grad).all(), key
+    assert grads['backbone.stem.proj.weight'].abs().max() > 0
+    assert len(predictions) == 2
+
+
+REFUSED = {
+    'mmdet::pascal_voc/faster-rcnn_r50-caffe-c4_ms-18k_voc0712.py': 'C4',
+    'mmdet::faster_rcnn/faster-rcnn_r50-caffe-dc5_1x_coco.py': 'DC5',
+    'mmdet::tridentnet/tridentnet_r50-caffe_1x_coco.py': 'C4',
+    'mmdet::detectors/cascade-rcnn_r50-rfp_1x_coco.py': 'second time',
+    'mmdet::cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py': (
+        'strides 4, 4'
+    ),
+    'mmseg::setr/setr_vit-l-mla_8xb1-160k_ade20k-512x512.py': 'tokens',
+    'mmseg::dpt/dpt_vit-b16_8xb2-160k_ade20k-512x512.py': 'tokens',
+    'mmseg::segmenter/segmenter_vit-b_mask_8xb1-160k_ade20k-512x512.py': (
+        'tokens'
+    ),
+    'mmseg::bisenetv2/bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024.py': (
+        'decoder are one network'
+    ),
+    'mmseg::unet/unet-s5-d16_fcn_4xb4-40k_drive-64x64.py': (
+        'decoder are one network'
+    ),
+    'mmseg::ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py': (  # noqa: E501
+        'decoder are one network'
+    ),
+    'mmseg::san/san-vit-b16_coco-stuff164k-640x640.py': 'no `backbone`',
+    'mmseg::ocrnet/ocrnet_r101-d8_8xb2-40k_cityscapes-512x1024.py': 'HRNet',
+    'mmseg::mobilenet_v3/mobilenet-v3-d8_lraspp_4xb4-320k_cityscapes-512x1024.py': (  # noqa: E501
+        'strides 2, 4, 8'
+    ),
+    'mmpretrain::deit/deit-tiny_4xb256_in1k.py': 'LinearClsHead',
+}
+
+
+@pytest.mark.parametrize(
+    ('name', 'why'),
+    REFUSED.items(),
+    ids=[n.split('/')[-1][:-3] for n in REFUSED],
+)
+def test_config_that_takes_no_pyramid_says_why(name, why):
+    with pytest.raises(ConfigError, match=why) as error:
+        swap(name)
+    assert '\n' not in str(error.value)
+
+
+# What reads the backbone.
+
+
+def test_fpn():
+    before = load_config(MASK_RCNN)
+    cfg = swap_backbone(before, 'efficientmod_s')
+    assert cfg.model.backbone.type == 'mmefficientmod.EfficientMod'
+    assert cfg.model.backbone.arch == 's'
+    assert cfg.model.neck.in_channels == [32, 64, 144, 312]
+    assert before.model.backbone.type == 'ResNet'  # untouched
+    assert before.model.neck.in_channels == [256, 512, 1024, 2048]
+    assert 'mmefficientmod' in cfg.custom_imports.imports
+    assert 'init_cfg' not in cfg.model.backbone
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_every_variant_has_a_name(arch):
+    cfg = swap(MASK_RCNN, f'efficientmod_{arch}')
+    assert cfg.model.neck.in_channels == list(ARCHS[arch]['dims'])
+
+
+def test_levels_follow_the_config():
+    yolo = swap('mmdet::yolo/yolov3_d53_8xb8-ms-608-273e_coco.py').model
+    assert yolo.backbone.out_indices == (1, 2, 3)
+    assert yolo.neck.in_channels == [256, 128, 64]  # the last level first
+    yolof = swap('mmdet::yolof/yolof_r50-c5_8xb8-1x_coco.py').model
+    assert yolof.backbone.out_indices == (3,)
+    assert yolof.neck.in_channels == 256
+    ssd = swap('mmdet::ssd/ssd300_coco.py').model
+    assert ssd.backbone.out_indices == (1, 2)
+    assert list(ssd.neck.in_channels) == [64, 128]
+    assert list(ssd.bbox_head.in_channels)[:3] == [64, 128, 512]
+    bifpn = 'mmdet::efficientnet/retinanet_effb3_fpn_8xb4-crop896-1x_coco.py'
+    assert swap(bifpn).model.neck.in_channels == XXS[1:]
+
+
+def test_heads_get_the_channels_at_their_index():
+    fcn = swap('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py').model
+    assert fcn.decode_head.in_channels == 256
+    assert fcn.auxiliary_head.in_channels == 128
+    upernet = swap(UPERNET).model
+    assert upernet.decode_head.in_channels == XXS
+    assert upernet.auxiliary_head.in_channels == 128
+    ham = 'mmseg::segnext/segnext_mscan-t_1xb16-adamw-160k_ade20k-512x512.py'
+    assert swap(ham).model.decode_head.in_channels == XXS[1:]
+    plus = swap(
+        'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512.py'
+    ).model.decode_head
+    assert (plus.c1_in_channels, plus.in_channels) == (32, 256)
+    jpu = swap(
+        'mmseg::fastfcn/fastfcn_r50-d32_jpu_psp_4xb4-80k_ade20k-512x512.py'
+    ).model
+    assert jpu.decode_head.in_channels == 2048  # made by the neck
+    assert jpu.auxiliary_head.in_channels == 128  # passed on by it
+
+
+def test_dilated_heads_are_warned_about(said):
+    swap('mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py')
+    assert any(
+        level == logging.WARNING and 'now see 4, 8, 16 and 32' in text
+        for level, text in said
+    )
+
+
+def test_a_neck_that_makes_a_pyramid_goes(said):
+    cfg = swap(BEIT_SEG)
+    assert cfg.model.neck is None
+    assert cfg.model.decode_head.in_channels == XXS
+    assert cfg.model.auxiliary_head.in_channels == 128
+    assert reported(said, 'Feature2Pyramid')
+
+
+@pytest.mark.parametrize(
+    'name', [RESNET, 'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py']
+)
+def test_classification_reads_the_pooled_final_norm(name):
+    model = swap(name).model
+    assert model.backbone.final_norm is True
+    assert model.backbone.out_indices == (3,)
+    assert model.neck.type == 'GlobalAveragePooling'
+    assert model.head.in_channels == 256
+
+
+# What the old backbone was told.
+
+
+def test_frozen_stages_are_kept_with_weights_only(said, tmp_path):
+    assert 'frozen_stages' not in swap(MASK_RCNN).model.backbone
+    assert reported(said, 'frozen_stages=1', 'random weights')
+    assert reported(said, 'norm_eval=True', 'no batch norms')
+    backbone = swap(MASK_RCNN, pretrained='weights.pth').model.backbone
+    assert backbone.frozen_stages == 1
+    assert 'norm_eval' not in backbone
+
+
+def test_weights_of_the_old_model_go(said):
+    cfg = load_config(UPERNET)
+    assert cfg.model.pretrained
+    cfg.load_from = 'https://example.org/whole-model.pth'
+    cfg.model.init_cfg = dict(type='Pretrained', checkpoint='x.pth')
+    cfg = swap_backbone(cfg, 'efficientmod_xxs')
+    assert cfg.model.pretrained is None
+    assert cfg.model.init_cfg is None
+    assert cfg.load_from is None
+    assert reported(said, 'whole-model.pth')
+
+
+def test_pretrained_weights_arrive(tmp_path):
+    torch.manual_seed(3)
+    weights = EfficientMod('xxs').state_dict()
+    path = str(tmp_path / 'weights.pth')
+    torch.save(dict(state_dict=weights), path)
+    model = stock.build(swap(MASK_RCNN, pretrained=path))
+    model.init_weights()
+    assert_close(model.backbone.state_dict(), weights)
+
+
+def test_images_are_normalised_for_our_weights(said):
+    caffe = swap(CAFFE).model.data_preprocessor
+    rgb = load_config(MASK_RCNN).model.data_preprocessor
+    assert {k: caffe[k] for k in ('mean', 'std', 'bgr_to_rgb')} == {
+        k: rgb[k] for k in ('mean', 'std', 'bgr_to_rgb')
+    }
+    assert reported(said, 'normalised')
+    said.clear()
+    swap(MASK_RCNN)
+    swap(RESNET)
+    assert not reported(said, 'normalised')
+    yolox = swap('mmdet::yolox/yolox_s_8xb8-300e_coco.py').model
+    assert yolox.data_preprocessor.mean == rgb.mean
+
+
+def test_custom_keys_are_kept_where_they_find_something(said):
+    cfg = load_config(UPERNET)
+    keys = {
+        'backbone': dict(lr_mult=0.1),
+        'backbone.layer1': dict(lr_mult=0.2),
+        'backbone.stages.0': dict(lr_mult=0.3),
+        'conv_seg': dict(lr_mult=10.0),
+        'layer2.0': dict(decay_mult=0.0),
+    }
+    cfg.optim_wrapper.paramwise_cfg = dict(custom_keys=keys)
+    cfg = swap_backbone(cfg, 'efficientmod_xxs')
+    assert set(cfg.optim_wrapper.paramwise_cfg.custom_keys) == {
+        'backbone',
+        'backbone.stages.0',
+        'conv_seg',
+    }
+    assert reported(said, 'backbone.layer1')
+    assert reported(said, 'layer2.0')
+
+
+@pytest.mark.parametrize(
+    ('name', 'rate'),
+    [
+        (CONVNEXT_DET, 0.95),
+        (BEIT_SEG, 0.9),
+        (
+            'mmpretrain::beit/benchmarks/'
+            'beit-base-p16_8xb128-coslr-100e_in1k.py',
+            0.65,
+        ),
+    ],
+)
+def test_layer_wise_decay_asks_the_backbone(name, rate):
+    cfg = swap(name)
+    model = stock.build(cfg)
+    wrapper = cfg.optim_wrapper
+    wrapper.pop('loss_scale', None)
+    wrapper.type = 'OptimWrapper'
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        optim = build_optim_wrapper(model, wrapper)
+    groups = {g['param_name']: g for g in optim.optimizer.param_groups}
+    assert len(groups) == len(list(model.parameters()))
+    base = wrapper.optimizer.lr
+    # xxs: stem, stages 1 and 2, three groups of stage 3, stage 4, the rest.
+    for key, depth in {
+        'backbone.stem.proj.weight': 0,
+        'backbone.stages.0.blocks.0.gamma': 1,
+        'backbone.stages.1.downsample.proj.bias': 2,
+        'backbone.stages.2.downsample.proj.bias': 3,
+        'backbone.stages.2.blocks.2.norm.weight': 3,
+        'backbone.stages.2.blocks.6.norm1.weight': 5,
+        'backbone.stages.3.blocks.0.mlp.fc1.weight': 6,
+    }.items():
+        assert groups[key]['lr'] == pytest.approx(base * rate ** (7 - depth))
+    head = [k for k in groups if not k.startswith('backbone.')]
+    assert {groups[k]['lr'] for k in head} == {base}
+    if 'mmpretrain' not in name:  # what their own constructors do
+        assert groups['backbone.stem.norm.weight']['weight_decay'] == 0
+    assert groups['backbone.stem.proj.weight']['weight_decay'] > 0
+
+
+def test_layer_wise_decay_needs_a_backbone_that_counts():
+    with pytest.raises(ConfigError, match='get_layer_depth'):
+        swap(CONVNEXT_DET, dict(type='mmdet.ResNet', depth=18))
+
+
+# Other backbones.
+
+
+def test_any_registered_backbone(said):
+    r18 = swap(MASK_RCNN, dict(type='ResNet', depth=18)).model
+    assert r18.neck.in_channels == [64, 128, 256, 512]
+    mobile = swap(
+        UPERNET,
+        "dict(type='mmpretrain.MobileNetV2', out_indices=(1, 2, 4, 6))",
+    ).model
+    assert mobile.decode_head.in_channels == [24, 32, 96, 320]
+    part = swap(
+        'mmdet::yolox/yolox_s_8xb8-300e_coco.py',
+        "{'type': 'ResNet', 'depth': 18}",
+    ).model
+    assert part.backbone.out_indices == (1, 2, 3)
+    assert part.neck.in_channels == [128, 256, 512]
+    cls = swap(RESNET, dict(type='VAN', arch='tiny')).model
+    assert cls.head.in_channels == 256
+
+
+def test_options_in_the_dict_win():
+    new = dict(BACKBONES['efficientmod_xxs'], frozen_stages=2, with_cp=True)
+    backbone = swap(MASK_RCNN, new, pretrained='x.pth').model.backbone
+    assert backbone.frozen_stages == 2
+    assert backbone.with_cp is True
+    assert BACKBONES['efficientmod_xxs'].keys() == {'type', 'arch'}
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'message'),
+    [
+        ('efficientmod_m', 'did you mean efficientmod_'),
+        ('resnet50', 'no backbone is called'),
+        (dict(arch='s'), 'neither a name nor a dict'),
+        ('dict(type=ResNet)', 'cannot be read'),
+        ('{1, 2', 'cannot be read'),
+        (dict(type='NoSuchNet'), "'NoSuchNet' is registered"),
+        (dict(type='ResNet', depth=19), 'cannot be built'),
+        (dict(type='ResNet', deph=18), 'cannot be built'),
+        (dict(type='mmpretrain.MobileNetV2'), 'out_indices'),
+        (
+            dict(type='mmpretrain.VisionTransformer', out_type='featmap'),
+            'reads strides 4, 8, 16, 32',
+        ),
+    ],
+)
+def test_bad_backbone(backbone, message):
+    with pytest.raises(ConfigError, match=message):
+        swap(MASK_RCNN, backbone)
+
+
+def test_names():
+    assert backbone_name('efficientmod_s-conv') == 'efficientmod_s_conv'
+    assert backbone_name("dict(type='mmdet.ResNet')") == 'resnet'
+    assert resolve_backbone('efficientmod_s-conv').arch == 's_conv'
+
+
+def test_config_without_a_model():
+    with pytest.raises(ConfigError, match='no model'):
+        swap_backbone(Config(dict(default_scope='mmdet')), 'efficientmod_s')
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_layer_depth_grows_with_the_network(arch):
+    model = EfficientMod(arch, final_norm=True)
+    depths = [
+        model.get_layer_depth(f'backbone.{name}', 'backbone.')
+        for name, _ in model.named_parameters()
+    ]
+    layers = [layer for layer, _ in depths]
+    (count,) = {n for _, n in depths}
+    assert layers == sorted(layers)
+    assert set(layers) == set(range(count))  # the norm shares the head's
+    assert model.get_layer_depth('head.fc.weight', 'backbone.') == (
+        count - 1,
+        count,
+    )
