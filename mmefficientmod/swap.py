@@ -267,9 +267,12 @@ def _swap_dense(
         before = probe(old)
     strides = _strides_to_give(model, before)
     levels = _choose_levels(new, strides)
+    # What the heads read, before and after: the backbone, or else a neck,
+    # whose channels most often stay as they are.
     old_feats, new_feats = before.channels, levels.channels
     neck = model.get('neck')
     if neck:
+        old_feats = new_feats = ()
         first = neck[0] if isinstance(neck, Sequence) else neck
         old_neck = copy.deepcopy(neck)
         _fit_neck(model, first, before.channels, levels.channels)
@@ -420,7 +423,7 @@ def _fit_neck(
         for head in _walk(model.get('bbox_head') or {}):
             if head.get('in_channels') == outs:
                 head.in_channels = fitted
-        neck.out_channels = fitted
+        neck.out_channels = type(outs)(fitted)
 
 
 def _reads_by_index(model: ConfigDict) -> bool:

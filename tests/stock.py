@@ -1,6 +1,7 @@
 """Trying a stock config: one training step and one prediction, in small."""
 
 import torch
+from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import PixelData
@@ -11,6 +12,7 @@ from mmefficientmod.config import load_config
 
 # Sides of the square images, in pixels; detection needs room for its boxes.
 SIZES = {'mmdet': 128, 'mmseg': 64, 'mmpretrain': 64}
+DINO_SIZE = 256  # it picks 900 of its positions
 
 
 def build(cfg):
@@ -20,14 +22,18 @@ def build(cfg):
     with DefaultScope.overwrite_default_scope(scope):
         if scope == 'mmpretrain' and cfg.get('data_preprocessor'):
             cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-        # SyncBN needs a GPU.
-        return revert_sync_batchnorm(MODELS.build(cfg.model))
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+    # Some heads ask how far the training is.
+    for key in ('iter', 'epoch'):
+        MessageHub.get_current_instance().update_info(key, 0)
+    return revert_sync_batchnorm(model)  # SyncBN needs a GPU
 
 
 def batch_for(cfg):
     """Two random images with annotations, as the toolbox's loaders give."""
     scope = cfg.default_scope
-    size = SIZES[scope]
+    size = DINO_SIZE if cfg.model.type == 'DINO' else SIZES[scope]
     torch.manual_seed(0)
     if scope == 'mmdet':
         from mmdet.testing import demo_mm_inputs
@@ -37,7 +43,10 @@ def batch_for(cfg):
             (3, size, size),
             num_items=[3, 2],
             num_classes=5,
-            with_mask=True,
+            with_mask=any(
+                text in str(cfg.train_dataloader)
+                for text in ("'with_mask': True", 'LoadPanoptic')
+            ),
             with_semantic=True,
             sem_seg_output_strides=8 if 'semantic_head' in str(cfg.model)
             else 1,
@@ -69,7 +78,7 @@ def batch_for(cfg):
     return dict(inputs=torch.stack(images), data_samples=samples)
 
 
-def train_step_and_predict(name, backbone='efficientmod_xxs'):
+def train_step_and_predict(name, backbone='efficientmod_xs'):
     """Swap, build, train a step and predict.
 
     Returns:

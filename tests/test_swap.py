@@ -60,10 +60,10 @@ WORK = [
     # one-stage, anchor-based
     'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
     'mmdet::atss/atss_r50_fpn_1x_coco.py',
-    'mmdet::paa/paa_r50_fpn_1x_coco.py',
+    'mmdet::free_anchor/freeanchor_r50_fpn_1x_coco.py',
     'mmdet::dyhead/atss_r50_fpn_dyhead_1x_coco.py',
     'mmdet::yolo/yolov3_d53_8xb8-ms-608-273e_coco.py',
-    'mmdet::ssd/ssd300_coco.py',
+    'mmdet::sabl/sabl-retinanet_r50_fpn_1x_coco.py',
     'mmdet::yolof/yolof_r50-c5_8xb8-1x_coco.py',
     # anchor-free
     'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
@@ -78,7 +78,7 @@ WORK = [
     'mmdet::solov2/solov2_r50_fpn_1x_coco.py',
     'mmdet::condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py',
     'mmdet::point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py',
-    'mmdet::queryinst/queryinst_r50_fpn_1x_coco.py',
+    'mmdet::yolact/yolact_r50_1xb8-55e_coco.py',
     'mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py',
     'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py',
     # transformers

@@ -50,17 +50,7 @@ class _Conv(NamedTuple):
             f'for an input of {channels} channels in {self.groups} groups, '
             f'got {tuple(weight_shape)}',
         )
-        size = tuple(
-            (n + 2 * p - d * (k - 1) - 1) // s + 1
-            for n, k, s, p, d in zip(
-                input.shape[2:],
-                self.kernel,
-                self.stride,
-                self.padding,
-                self.dilation,
-                strict=True,
-            )
-        )
+        size = self.out_size(input)
         taps = self.offset_groups * self.kernel[0] * self.kernel[1]
         shapes = [
             ('offset', offset, 2 * taps),
@@ -76,6 +66,33 @@ class _Conv(NamedTuple):
                 f'{name} must be {(batch, width, *size)} for an input of '
                 f'{tuple(input.shape)}, got {tuple(tensor.shape)}',
             )
+
+    def out_size(self, input: Tensor) -> tuple[int, ...]:
+        """Height and width of the output."""
+        return tuple(
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, k, s, p, d in zip(
+                input.shape[2:],
+                self.kernel,
+                self.stride,
+                self.padding,
+                self.dilation,
+                strict=True,
+            )
+        )
+
+    def as_read(self, tensor: Tensor, input: Tensor) -> Tensor:
+        """Offset or mask as the compiled modulated kernel reads it.
+
+        DyHead hands over the offsets of a finer map. That kernel never looks
+        at their size: it takes the first values in memory for those of its
+        own output, and trained weights count on it.
+        """
+        width, size = tensor.shape[1], self.out_size(input)
+        wanted = width * size[0] * size[1]
+        if tensor[0].numel() <= wanted or input.dim() != 4:
+            return tensor
+        return tensor.flatten(1)[:, :wanted].reshape(-1, width, *size)
 
     def on_border(self, offset: Tensor) -> Tensor:
         """Where a tap is one pixel or more above or left of the image.
@@ -107,6 +124,9 @@ class _Conv(NamedTuple):
         output: Tensor,
     ) -> None:
         """Writes the convolution of ``input`` into ``output``."""
+        if mask is not None:
+            offset = self.as_read(offset, input)
+            mask = self.as_read(mask, input)
         self.check(input, weight.shape, offset, mask, output)
         if output.numel() == 0:
             return
@@ -135,7 +155,13 @@ class _Conv(NamedTuple):
         offset: Tensor,
         mask: Tensor | None,
     ) -> dict[str, Tensor]:
-        """Returns the gradients of input, weight, offset, mask and bias."""
+        """Returns the gradients of input, weight, offset, mask and bias.
+
+        Those of offset and mask are of what was read of them.
+        """
+        if mask is not None:
+            offset = self.as_read(offset, input)
+            mask = self.as_read(mask, input)
         self.check(input, weight.shape, offset, mask, grad_output)
         # torchvision wants tensors in place of what is not there.
         bias = weight.new_empty(len(weight))
@@ -415,7 +441,11 @@ def modulated_deform_conv_backward(
     ).backward(grad_output, input, weight, offset, mask)
     grad_input += grads['input']
     grad_weight += grads['weight']
-    grad_offset.copy_(grads['offset'])
-    grad_mask.copy_(grads['mask'])
+    for result, grad in (
+        (grad_offset, grads['offset']),
+        (grad_mask, grads['mask']),
+    ):
+        read = grad.flatten(1)
+        result.zero_().flatten(1)[:, : read.shape[1]] = read
     if with_bias:
         grad_bias += grads['bias']
