@@ -256,7 +256,7 @@ def _drop_noise(record: logging.LogRecord) -> bool:
 def _is_progress(record: logging.LogRecord) -> bool:
     return record.levelno > logging.INFO or not record.getMessage().lstrip(
         '\n'
-    ).startswith(('----', 'Config:', 'Hooks will be'))
+    ).startswith(('----', 'Config:', 'Hooks will be', 'paramwise_options'))
 
 
 @ROOT_HOOKS.register_module()

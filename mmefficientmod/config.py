@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -113,10 +113,12 @@ def load_config(name: str, options: Mapping[str, Any] | None = None) -> Config:
 def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
     """Put options of the command line into a config.
 
-    Two things that a stock config repeats in many places may be given once:
+    Three things that a stock config repeats in many places may be given once:
     a top-level ``data_root`` or ``crop_size`` replaces its old value wherever
-    that stands, and a new ``train_cfg.max_iters`` or ``max_epochs`` scales
-    the learning-rate schedule, unless the options set that too.
+    that stands, ``scale`` is put into every pipeline that resizes to a scale
+    of two sides, and a new ``train_cfg.max_iters`` or ``max_epochs`` scales
+    the part of the learning-rate schedule that counts the same, unless the
+    options set that too.
 
     Args:
         cfg: The config, changed in place.
@@ -125,19 +127,29 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: If a key does not fit.
     """
+    options = dict(options)
+    if 'scale' in options and 'scale' not in cfg:
+        _set_scale(cfg, options.pop('scale'))
     _check_keys(cfg, options)
     for key in ('data_root', 'crop_size'):
         if key in options and key in cfg:
             replace_everywhere(cfg, cfg[key], _like(cfg[key], options[key]))
-    length = _length(cfg)
+    length, by_epoch = _length(cfg)
     try:
-        cfg.merge_from_dict(dict(options))
+        cfg.merge_from_dict(options)
     except (KeyError, TypeError, AssertionError) as error:
         raise ConfigError(f'--cfg-options does not fit: {error}') from None
-    if length != _length(cfg) and not any(
-        key.startswith('param_scheduler') for key in options
+    new_length, new_by_epoch = _length(cfg)
+    if (
+        new_length != length
+        and new_by_epoch == by_epoch
+        and not any(key.startswith('param_scheduler') for key in options)
     ):
-        scale_schedule(cfg, *length, *_length(cfg))
+        factor = new_length / length
+        if by_epoch:
+            scale_schedule(cfg, epochs=factor)
+        else:
+            scale_schedule(cfg, iters=factor)
 
 
 def replace_everywhere(cfg: Any, old: Any, new: Any) -> Any:
@@ -168,32 +180,74 @@ def replace_everywhere(cfg: Any, old: Any, new: Any) -> Any:
 
 
 def scale_schedule(
-    cfg: Config, old: int, old_by_epoch: bool, new: int, by_epoch: bool
+    cfg: Config, epochs: float = 1.0, iters: float = 1.0
 ) -> None:
-    """Stretch or shrink the learning-rate schedule with the training.
+    """Stretch or shrink the learning-rate schedule.
+
+    A part of it keeps at least two steps: in MMEngine, a warm-up of one step
+    would stay at its start for ever.
 
     Args:
         cfg: The config, changed in place.
-        old: Former length in iterations or epochs.
-        old_by_epoch: Whether that was epochs.
-        new: New length.
-        by_epoch: Whether that is epochs.
+        epochs: Factor for what counts epochs.
+        iters: Factor for what counts iterations.
     """
-    if old_by_epoch != by_epoch:
-        return
     schedulers = cfg.get('param_scheduler') or []
     if isinstance(schedulers, Mapping):
         schedulers = [schedulers]
     for scheduler in schedulers:
-        if scheduler.get('by_epoch', True) != by_epoch:
+        factor = epochs if scheduler.get('by_epoch', True) else iters
+        if factor == 1:
             continue
-        for key in ('begin', 'end', 'T_max'):
+        for key in ('begin', 'T_max', 'step_size', 'total_steps'):
             if scheduler.get(key):
-                scheduler[key] = max(1, round(scheduler[key] * new / old))
+                scheduler[key] = max(1, round(scheduler[key] * factor))
+        if scheduler.get('end'):
+            least = scheduler.get('begin', 0) + 2
+            scheduler['end'] = max(least, round(scheduler['end'] * factor))
         if 'milestones' in scheduler:
             scheduler['milestones'] = [
-                max(1, round(m * new / old)) for m in scheduler['milestones']
+                max(1, round(m * factor)) for m in scheduler['milestones']
             ]
+
+
+def walk_pipelines(cfg: Config) -> Iterator[Any]:
+    """Every dict in the data loaders and pipelines of a config, once."""
+    seen = set()
+    todo = [
+        value
+        for key, value in cfg.items()
+        if key.endswith(('_dataloader', '_pipeline'))
+    ]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, Mapping) and id(node) not in seen:
+            seen.add(id(node))
+            yield node
+            todo.extend(node.values())
+        elif isinstance(node, (list, tuple)):
+            todo.extend(node)
+
+
+def is_pair(value: Any) -> bool:
+    """Whether a value is a list or tuple of two."""
+    return isinstance(value, (list, tuple)) and len(value) == 2
+
+
+def _set_scale(cfg: Config, scale: Any) -> None:
+    if not is_pair(scale):
+        raise ConfigError(
+            f'--cfg-options scale={scale} must be two sides, such as '
+            'scale=1333,800'
+        )
+    steps = [x for x in walk_pipelines(cfg) if is_pair(x.get('scale'))]
+    if not steps:
+        raise ConfigError(
+            '--cfg-options scale: no step of the pipelines has a scale of '
+            'two sides'
+        )
+    for step in steps:
+        step['scale'] = tuple(scale)
 
 
 def _length(cfg: Config) -> tuple[int, bool]:

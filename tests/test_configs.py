@@ -1,45 +1,143 @@
 """Configs: found, loaded, true to their names and to the recipe."""
 
+import importlib
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
+from test_efficientmod import OFFICIAL, assert_matches, official_weights
 
 from mmefficientmod.config import (
     ConfigError,
     find_config,
     load_config,
     replace_everywhere,
+    scale_schedule,
 )
+from mmefficientmod.models.backbones.efficientmod import rename_official_keys
 
 ROOT = Path(__file__).parents[1]
-SEG = sorted((ROOT / 'configs/seg').glob('*.py'))
+CONFIGS = {
+    task: sorted((ROOT / 'configs' / task).glob('*.py'))
+    for task in ('seg', 'det', 'cls')
+}
+SEG = CONFIGS['seg']
 VARIANTS = ('xxs', 'xs', 's', 's_conv')
+NAMES = {
+    'seg': r'fpn_efficientmod_(\w+)_ade20k',
+    'det': r'(?:mask_rcnn|retinanet)_efficientmod_(\w+)_fpn_1x_coco',
+    'cls': r'efficientmod_(\w+)_in1k',
+}
+SCOPES = dict(seg='mmseg', det='mmdet', cls='mmpretrain')
 
 
-def test_there_is_a_config_for_each_variant():
-    assert {p.stem for p in SEG} >= {
-        f'fpn_efficientmod_{v}_ade20k' for v in VARIANTS
+@pytest.mark.parametrize(
+    ('task', 'name', 'variants'),
+    [
+        ('seg', 'fpn_efficientmod_{}_ade20k', VARIANTS),
+        ('det', 'mask_rcnn_efficientmod_{}_fpn_1x_coco', VARIANTS),
+        ('det', 'retinanet_efficientmod_{}_fpn_1x_coco', ('s', 's_conv')),
+        ('cls', 'efficientmod_{}_in1k', VARIANTS),
+    ],
+)
+def test_there_is_a_config_for_each_variant(task, name, variants):
+    assert {p.stem for p in CONFIGS[task]} >= {
+        name.format(v) for v in variants
     }
 
 
-@pytest.mark.parametrize('path', SEG, ids=lambda p: p.stem)
-def test_config_builds_and_is_what_its_name_says(path):
+@pytest.mark.parametrize(
+    ('task', 'path'),
+    [(task, p) for task, paths in CONFIGS.items() for p in paths],
+    ids=lambda x: getattr(x, 'stem', x),
+)
+def test_config_builds_and_is_what_its_name_says(task, path):
     assert len(path.read_text().splitlines()) < 40
     cfg = Config.fromfile(path)
-    arch = re.match(r'fpn_efficientmod_(\w+)_ade20k', path.stem)[1]
-    assert cfg.model.backbone.arch == arch
-    assert cfg.model.pretrained is None
-    init_default_scope('mmseg')
+    match = re.fullmatch(NAMES[task], path.stem)
+    assert match, path.stem
+    assert cfg.default_scope == SCOPES[task]
+    assert cfg.model.backbone.type == 'mmefficientmod.EfficientMod'
+    assert cfg.model.backbone.arch == match[1]
+    assert not {'depth', 'style', 'norm_eval', 'init_cfg'} & {
+        *cfg.model.backbone
+    }
+    importlib.import_module(f'{SCOPES[task]}.models')
+    init_default_scope(SCOPES[task])
     model = MODELS.build(cfg.model)
-    assert cfg.model.neck.in_channels == list(model.backbone.out_channels)
-    assert cfg.train_dataloader.batch_size * 8 == 32
-    assert cfg.auto_scale_lr.base_batch_size == 32
+    widths = list(model.backbone.out_channels)
+    if task == 'cls':
+        assert [cfg.model.head.in_channels] == widths
+    else:
+        assert cfg.model.neck.in_channels == widths
+    total = dict(seg=32, det=16, cls=2048)[task]
+    assert cfg.train_dataloader.batch_size * 8 == total
+    assert cfg.auto_scale_lr.base_batch_size == total
+    if task == 'seg':
+        assert cfg.model.pretrained is None
+    if task == 'det':
+        kinds = dict(mask_rcnn='MaskRCNN', retinanet='RetinaNet')
+        kind = path.stem.partition('_efficientmod')[0]
+        assert cfg.model.type == kinds[kind]
+        assert cfg.train_cfg.max_epochs == 12
+        assert cfg.train_dataloader.dataset.type == 'CocoDataset'
+    if task == 'cls':
+        assert cfg.model.head.num_classes == 1000
+
+
+def without_scope(node):
+    """Without the mark that MMEngine puts on what another package has."""
+    if isinstance(node, dict):
+        return {k: without_scope(v) for k, v in node.items() if k != '_scope_'}
+    if isinstance(node, (list, tuple)):
+        return [without_scope(v) for v in node]
+    return node
+
+
+@pytest.mark.parametrize('path', CONFIGS['det'], ids=lambda p: p.stem)
+def test_detection_changes_backbone_and_optimizer_alone(path):
+    cfg = Config.fromfile(path)
+    stock = load_config(
+        'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
+        if path.stem.startswith('mask_rcnn')
+        else 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+    )
+    assert cfg.optim_wrapper.optimizer == dict(
+        type='AdamW', lr=2e-4, weight_decay=0.05
+    )
+    assert 'paramwise_cfg' not in cfg.optim_wrapper
+    stock.optim_wrapper.optimizer = cfg.optim_wrapper.optimizer
+    stock.model.backbone = cfg.model.backbone
+    stock.model.neck.in_channels = cfg.model.neck.in_channels
+    stock.custom_imports = cfg.custom_imports
+    assert without_scope(cfg.to_dict()) == without_scope(stock.to_dict())
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'seg/fpn_efficientmod_s_ade20k.py',
+        'det/mask_rcnn_efficientmod_s_fpn_1x_coco.py',
+        'det/retinanet_efficientmod_s_conv_fpn_1x_coco.py',
+        'cls/efficientmod_s_in1k.py',
+    ],
+)
+def test_config_is_read_with_nothing_imported(name):
+    code = (
+        'import sys; from mmengine.config import Config; '
+        f'cfg = Config.fromfile({str(ROOT / "configs" / name)!r}); '
+        "assert 'mmefficientmod.models' in sys.modules"
+    )
+    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
 
 
 def closed_formula(i, eta_min):
@@ -50,38 +148,128 @@ def closed_formula(i, eta_min):
     return lr
 
 
+def learning_rates(cfg, work_dir, steps, by_epoch):
+    """The rate at each step, by the schedulers that a runner builds."""
+    runner = Runner(
+        model=torch.nn.Linear(1, 1),
+        work_dir=str(work_dir),
+        optim_wrapper=dict(optimizer=cfg.optim_wrapper.optimizer),
+        param_scheduler=cfg.param_scheduler,
+        train_cfg=cfg.train_cfg,
+        train_dataloader=dict(batch_size=1, dataset=[0], sampler=None),
+        experiment_name=work_dir.name,
+    )
+    optim = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner.optim_wrapper = optim
+    schedulers = runner.build_param_scheduler(cfg.param_scheduler)
+    assert {s.by_epoch for s in schedulers} == {by_epoch}
+    rates = []
+    for _ in range(steps):
+        rates.append(optim.get_lr()['lr'][0])
+        optim.optimizer._opt_called = True
+        for scheduler in schedulers:
+            scheduler.step()
+    return rates
+
+
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_learning_rate_is_the_authors(variant, tmp_path):
     cfg = Config.fromfile(
         ROOT / f'configs/seg/fpn_efficientmod_{variant}_ade20k.py'
     )
-    wrapper = cfg.optim_wrapper
-    assert wrapper.optimizer == dict(type='AdamW', lr=2e-4, weight_decay=1e-4)
-    assert cfg.train_cfg.max_iters == 40000
-    runner = Runner(
-        model=torch.nn.Linear(1, 1),
-        work_dir=str(tmp_path),
-        optim_wrapper=wrapper,
-        param_scheduler=cfg.param_scheduler,
-        train_cfg=cfg.train_cfg,
-        train_dataloader=dict(batch_size=1, dataset=[0], sampler=None),
-        experiment_name=f'lr_{variant}',
+    assert cfg.optim_wrapper.optimizer == dict(
+        type='AdamW', lr=2e-4, weight_decay=1e-4
     )
-    optim = runner.build_optim_wrapper(wrapper)
-    runner.optim_wrapper = optim
-    schedulers = runner.build_param_scheduler(cfg.param_scheduler)
+    assert cfg.train_cfg.max_iters == 40000
+    rates = learning_rates(cfg, tmp_path, 40000, by_epoch=False)
     twenty = {0, 1, 2, 10, 100, 500, 900, 998, 999, 1000, 1001, 1500, 4000,
               8000, 12345, 20000, 30000, 36000, 39000, 39999}  # fmt: skip
     assert len(twenty) == 20
     eta_min = 0 if variant == 's_conv' else 2e-10
-    for i in range(40000):
-        if i in twenty:
-            assert optim.get_lr()['lr'][0] == pytest.approx(
-                closed_formula(i, eta_min), rel=2e-5
-            ), i
-        optim.optimizer._opt_called = True
-        for scheduler in schedulers:
-            scheduler.step()
+    for i in twenty:
+        expected = closed_formula(i, eta_min)
+        assert rates[i] == pytest.approx(expected, rel=2e-5), i
+
+
+def timm_cosine(epoch):
+    """timm 0.6.13 under the authors' arguments, once an epoch."""
+    if epoch < 5:
+        return 1e-6 + epoch * (4e-3 - 1e-6) / 5
+    cosine = (1 + math.cos(math.pi * epoch / 300)) / 2
+    return 1e-5 + (4e-3 - 1e-5) * cosine
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_learning_rate_of_classification_is_the_authors(variant, tmp_path):
+    cfg = Config.fromfile(ROOT / f'configs/cls/efficientmod_{variant}_in1k.py')
+    assert cfg.train_cfg.max_epochs == 300
+    rates = learning_rates(cfg, tmp_path, 300, by_epoch=True)
+    expected = [timm_cosine(epoch) for epoch in range(300)]
+    assert rates[5:] == pytest.approx(expected[5:], rel=1e-5)
+    # The cosine starts in the warm-up already.
+    assert rates[:5] == pytest.approx(expected[:5], rel=1e-3)
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_weight_decay_is_timms(variant):
+    cfg = Config.fromfile(ROOT / f'configs/cls/efficientmod_{variant}_in1k.py')
+    importlib.import_module('mmpretrain.models')
+    init_default_scope('mmpretrain')
+    model = MODELS.build(cfg.model)
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    assert optimizer.defaults['betas'] == (0.9, 0.999)
+    assert optimizer.defaults['eps'] == 1e-8
+    assert optimizer.defaults['lr'] == 4e-3
+    decay = {
+        id(p): group['weight_decay']
+        for group in optimizer.param_groups
+        for p in group['params']
+    }
+    for name, p in model.named_parameters():
+        without = p.ndim <= 1 or name.endswith('.bias')
+        assert decay.pop(id(p)) == (0 if without else 0.05), name
+    assert not decay
+
+
+@pytest.mark.parametrize('variant', ['s', 's_conv'])
+def test_classifier_has_the_logits_of_the_authors(variant):
+    cfg = Config.fromfile(ROOT / f'configs/cls/efficientmod_{variant}_in1k.py')
+    importlib.import_module('mmpretrain.models')
+    init_default_scope('mmpretrain')
+    model = MODELS.build(cfg.model).double().eval()
+    weights = rename_official_keys(official_weights(variant))
+    model.load_state_dict(
+        {
+            f'head.fc.{k[5:]}' if k.startswith('head.') else f'backbone.{k}': w
+            for k, w in weights.items()
+        }
+    )
+    vectors = OFFICIAL[variant]
+    image = np.random.default_rng(0).standard_normal(vectors['input_shape'])
+    features = model.extract_feat(torch.from_numpy(image))
+    logits = model.head(features).detach()
+    assert_matches(logits, vectors['logits'], 1e-7)
+
+
+def test_augmentation_of_classification():
+    cfg = Config.fromfile(ROOT / 'configs/cls/efficientmod_s_in1k.py')
+    crop, flip, augment, erase = cfg.train_dataloader.dataset.pipeline[1:-1]
+    assert (crop.scale, crop.interpolation) == (224, 'bicubic')
+    assert (flip.prob, flip.direction) == (0.5, 'horizontal')
+    assert augment.policies == 'timm_increasing'
+    assert (augment.magnitude_level, augment.magnitude_std) == (9, 0.5)
+    assert (erase.erase_prob, erase.mode) == (0.25, 'rand')
+    loss = cfg.model.head.loss
+    assert (loss.type, loss.label_smooth_val) == ('LabelSmoothLoss', 0.1)
+    assert cfg.model.train_cfg.augments == [
+        dict(type='Mixup', alpha=0.8),
+        dict(type='CutMix', alpha=1.0),
+    ]
+    (ema,) = cfg.custom_hooks
+    assert (ema.type, ema.momentum) == ('EMAHook', 2e-4)
+    resize, crop = cfg.val_dataloader.dataset.pipeline[1:3]
+    assert (resize.scale, resize.interpolation) == (256, 'bicubic')
+    assert crop.crop_size == 224
 
 
 def test_test_images_are_resized_to_a_multiple_of_32():
@@ -190,11 +378,44 @@ def test_schedule_follows_the_length_of_the_training(seg_config):
     assert coco.param_scheduler[1]['end'] == 24
 
 
+def test_parts_of_a_schedule_keep_two_steps():
+    """A warm-up of one would stay at its start."""
+    schedulers = [
+        dict(type='LinearLR', by_epoch=False, begin=0, end=500),
+        dict(type='MultiStepLR', by_epoch=True, end=12, milestones=[8, 11]),
+        dict(type='StepLR', step_size=6),
+    ]
+    cfg = Config(dict(param_scheduler=schedulers))
+    scale_schedule(cfg, epochs=1 / 3, iters=1e-3)
+    assert cfg.param_scheduler[0]['end'] == 2
+    assert cfg.param_scheduler[1]['end'] == 4
+    assert cfg.param_scheduler[1]['milestones'] == [3, 4]
+    assert cfg.param_scheduler[2]['step_size'] == 2
+    scale_schedule(cfg, iters=100)
+    assert cfg.param_scheduler[0]['end'] == 200
+    assert cfg.param_scheduler[1]['end'] == 4
+
+
+def test_scale_reaches_every_pipeline():
+    cfg = load_config(
+        'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+        dict(scale=[320, 240]),
+    )
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        (resize,) = (
+            t for t in cfg[loader].dataset.pipeline if t.type == 'Resize'
+        )
+        assert resize.scale == (320, 240)
+    assert cfg.test_pipeline[1].scale == (320, 240)
+    assert 'scale' not in cfg
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
         ({'data_rot': 'x'}, "no 'data_rot'; did you mean data_root"),
         ({'param_scheduler.7.end': 3}, 'does not fit'),
+        ({'scale': 320}, 'scale=320 must be two sides'),
     ],
 )
 def test_bad_options(seg_config, options, message):

@@ -50,6 +50,8 @@ def check_data_exists(cfg: Config, loaders: Sequence[str]) -> None:
             prefixes = dataset.get('data_prefix') or {}
             if isinstance(prefixes, str):
                 prefixes = {'img_path': prefixes}
+            if not prefixes and dataset['type'].endswith('ImageNet'):
+                prefixes = {'img_path': dataset.get('split')}
             names = [*prefixes.values(), dataset.get('ann_file')]
             names = [n for n in names if isinstance(n, str) and n]
             if '://' in root or not names:

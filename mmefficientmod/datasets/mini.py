@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,16 @@ from mmengine.config import Config
 
 from mmefficientmod.config import (
     ConfigError,
+    is_pair,
     replace_everywhere,
     scale_schedule,
+    walk_pipelines,
 )
 
 from .ade20k_mini import write_ade20k_mini
 from .checks import dataset_dicts
+from .coco_mini import write_coco_mini
+from .imagenet_mini import write_imagenet_mini
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
@@ -32,28 +36,68 @@ class Miniature:
         folder: Name below ``data/mini``; a number in it counts the changes
             of the generator.
         write: Writes the data set to a folder.
+        images: Images that it has to train on.
+        images_of_whole: Images to train on of the data set that it stands
+            for, so that what counts iterations can be shortened with what
+            counts epochs.
         scale: Longest and shortest side that images are resized to.
         crop_size: Height and width of the crops.
         batch_size: Images a training step.
-        max_iters: Length of the training.
+        max_iters: Length of the training; one that counts epochs gets the
+            epochs that come closest.
+        lr_power: The learning rate is scaled by the ratio of the batches to
+            this power. Default: 0, which leaves it as it is.
     """
 
     folder: str
     write: Callable[[Path], None]
+    images: int
+    images_of_whole: int
     scale: tuple[int, int]
     crop_size: tuple[int, int]
     batch_size: int
     max_iters: int
+    lr_power: float = 0.0
+
+    @property
+    def max_epochs(self) -> int:
+        """Length of a training that counts epochs."""
+        return max(1, round(self.max_iters * self.batch_size / self.images))
 
 
 MINIATURES = {
     'ADE20KDataset': Miniature(
         folder='ade20k-2',
         write=write_ade20k_mini,
+        images=96,
+        images_of_whole=20_210,
         scale=(384, 96),
         crop_size=(80, 80),
         batch_size=2,
         max_iters=120,
+    ),
+    'CocoDataset': Miniature(
+        folder='coco-1',
+        write=write_coco_mini,
+        images=59,  # of 64, the others have no object
+        images_of_whole=117_266,
+        scale=(384, 64),
+        crop_size=(64, 64),
+        batch_size=1,
+        max_iters=236,
+    ),
+    'ImageNet': Miniature(
+        folder='imagenet-1',
+        write=write_imagenet_mini,
+        images=240,
+        images_of_whole=1_281_167,
+        scale=(64, 64),
+        crop_size=(64, 64),
+        batch_size=16,
+        max_iters=480,
+        # Half of the exponent that fits SGD, as is usual for Adam: the linear
+        # rule would leave 3e-5 of 4e-3, too little for so few steps.
+        lr_power=0.5,
     ),
 }
 
@@ -61,8 +105,10 @@ MINIATURES = {
 def apply_mini(cfg: Config, root: str = 'data/mini') -> None:
     """Put a config on the miniature of its data set.
 
-    Data, image sizes, schedule, batch and workers change; the model and the
-    rest of the config stay as they are.
+    Data, image sizes, schedule, batch and workers change, and what goes with
+    these: the time over which weights are averaged and, where the miniature
+    says so, the learning rate. The model and the rest of the config stay as
+    they are.
 
     Args:
         cfg: The config, changed in place.
@@ -84,13 +130,13 @@ def apply_mini(cfg: Config, root: str = 'data/mini') -> None:
         for dataset in dataset_dicts(cfg, loader):
             replace_everywhere(cfg, dataset['data_root'], str(data_root))
     _shrink_sizes(cfg, mini)
-    _shrink_schedule(cfg, mini)
+    if cfg.get('train_cfg'):
+        _shrink_schedule(cfg, mini)
+        cfg.train_dataloader.batch_size = mini.batch_size
     for loader in LOADERS:
         if cfg.get(loader):
             # The images are small: a worker would take a core from training.
             cfg[loader].update(num_workers=0, persistent_workers=False)
-    if cfg.get('train_dataloader'):
-        cfg.train_dataloader.batch_size = mini.batch_size
     cfg.setdefault('randomness', dict(seed=0))
 
 
@@ -121,43 +167,58 @@ def prepare(mini: Miniature, root: str) -> Path:
 
 
 def _shrink_sizes(cfg: Config, mini: Miniature) -> None:
-    def walk(node: Any) -> None:
-        if isinstance(node, Mapping):
-            if _is_pair(node.get('scale')):
-                node['scale'] = mini.scale
-            if _is_pair(node.get('crop_size')):
-                node['crop_size'] = mini.crop_size
-            node = node.values()
-        if not isinstance(node, str) and hasattr(node, '__iter__'):
-            for value in node:
-                walk(value)
-
-    for loader in LOADERS:
-        walk(cfg.get(loader) or {})
-    walk(cfg.get('tta_pipeline') or [])
+    steps = list(walk_pipelines(cfg))
+    # Classification gives most sizes as one number, which shrink together.
+    sides = [x['crop_size'] for x in steps if _is_side(x.get('crop_size'))]
+    ratio = mini.crop_size[0] / max(sides, default=1)
+    for step in steps:
+        for key in ('scale', 'crop_size'):
+            if is_pair(step.get(key)):
+                step[key] = getattr(mini, key)
+            elif _is_side(step.get(key)) and sides:
+                step[key] = round(step[key] * ratio)
     preprocessor = cfg.model.get('data_preprocessor') or {}
-    if _is_pair(preprocessor.get('size')):
+    if is_pair(preprocessor.get('size')):
         preprocessor['size'] = mini.crop_size
 
 
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and value > 1
+
+
 def _shrink_schedule(cfg: Config, mini: Miniature) -> None:
-    train_cfg = cfg.get('train_cfg')
-    if not train_cfg:
-        return
-    if not train_cfg.get('max_iters'):
-        raise ConfigError(
-            '--mini shortens a training by iterations, and this config '
-            'counts epochs'
-        )
-    scale_schedule(cfg, train_cfg.max_iters, False, mini.max_iters, False)
-    train_cfg.max_iters = mini.max_iters
-    train_cfg.val_interval = mini.max_iters
+    auto_scale_lr = cfg.get('auto_scale_lr') or {}
+    # MMDetection's and MMSegmentation's configs are for 8 GPUs.
+    batch = auto_scale_lr.get(
+        'base_batch_size', 8 * cfg.train_dataloader.batch_size
+    )
+    by_epoch = not cfg.train_cfg.get('max_iters')
+    if by_epoch:
+        epochs, new_epochs = cfg.train_cfg.max_epochs, mini.max_epochs
+        iters = epochs * mini.images_of_whole / batch
+        new_iters = new_epochs * mini.images / mini.batch_size
+        new_length = cfg.train_cfg.max_epochs = new_epochs
+    else:
+        iters, new_iters = cfg.train_cfg.max_iters, mini.max_iters
+        epochs = iters * batch / mini.images_of_whole
+        new_epochs = new_iters * mini.batch_size / mini.images
+        new_length = cfg.train_cfg.max_iters = new_iters
+    scale_schedule(cfg, new_epochs / epochs, new_iters / iters)
+    cfg.train_cfg.val_interval = new_length
     hooks = cfg.setdefault('default_hooks', {})
     hooks.setdefault('logger', dict(type='LoggerHook'))['interval'] = 20
     hooks.setdefault('checkpoint', dict(type='CheckpointHook')).update(
-        by_epoch=False, interval=mini.max_iters
+        by_epoch=by_epoch, interval=new_length
     )
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 2
+    for hook in cfg.get('custom_hooks') or []:
+        if hook['type'].split('.')[-1] == 'EMAHook':
+            # The average reaches over the same share of the training.
+            momentum = hook.get('momentum', 2e-4) * iters / new_iters
+            hook['momentum'] = min(momentum, 0.5)
+    if mini.lr_power:
+        cfg.optim_wrapper.optimizer.lr *= (
+            mini.batch_size / batch
+        ) ** mini.lr_power
+        # Scaled once, and not again by `--auto-scale-lr`.
+        if auto_scale_lr:
+            auto_scale_lr.base_batch_size = mini.batch_size

@@ -1,0 +1,10 @@
+_base_ = '../_base_/retinanet_1x_coco.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmefficientmod.EfficientMod',
+        arch='s',
+    ),
+    neck=dict(in_channels=[32, 64, 144, 312]),
+)
