@@ -24,8 +24,9 @@ from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS as ROOT_HOOKS
-from mmengine.registry import RUNNERS
+from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
+from torch import nn
 from torch.utils.data import DataLoader
 
 from mmefficientmod.checkpoint import CheckpointError, load_whole
@@ -321,6 +322,20 @@ def import_toolbox(scope: str) -> None:
     for line in printed.getvalue().splitlines():
         if not line.startswith(NOISY_LINES):
             print(line)
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """The model of a config, with fresh weights and on the CPU.
+
+    Raises:
+        ConfigError: If there is none, or its toolbox is not installed.
+    """
+    if not cfg.get('model'):
+        raise ConfigError(f'{cfg.filename} has no model')
+    scope = cfg.get('default_scope') or 'mmengine'
+    import_toolbox(scope)
+    init_default_scope(scope)
+    return MODELS.build(cfg.model)
 
 
 def silence_noise() -> None:

@@ -1,0 +1,121 @@
+"""Turn a checkpoint of the EfficientMod authors into this project's layout.
+
+Takes their classifiers (timm), detectors (mmdet 2) and segmentors (mmseg 0),
+and checkpoints that this project trained. A whole model is written as
+`backbone.*` and the toolbox's own names, a classifier's head as `head.fc.*`,
+which is MMPretrain's layout, too; `--part backbone` writes the names of the
+backbone alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from mmefficientmod import cli
+from mmefficientmod.checkpoint import CheckpointError
+from mmefficientmod.config import load_config
+from mmefficientmod.convert import (
+    PARTS,
+    Conversion,
+    convert_checkpoint,
+    save_checkpoint,
+)
+
+# What the lines of the table stand for: a stage or its downsampling, and
+# otherwise the first name, of a RoI head or a backbone the first two.
+GROUP = re.compile(
+    r'((backbone\.)?(stages|layers)\.\d+(\.downsample)?'
+    r'|(backbone|roi_head)\.\w+|head\.fc|\w+)'
+)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('src', help='checkpoint to read')
+    parser.add_argument('dst', help='file to write')
+    parser.add_argument(
+        '--part',
+        choices=PARTS,
+        default='model',
+        help='the whole model (default), for testing and --resume, or the '
+        'backbone alone, for --pretrained',
+    )
+    parser.add_argument(
+        '--config',
+        help='config whose model the result must fit; without it, backbone '
+        "and a classifier's head are checked against the known variants",
+    )
+    parser.add_argument(
+        '--use-ema',
+        action='store_true',
+        help='take the averaged weights of a file that holds both',
+    )
+    parser.add_argument(
+        '--force', action='store_true', help='replace DST if it exists'
+    )
+    parser.add_argument(
+        '--verbose', action='store_true', help='list every tensor'
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> Conversion:
+    args = parse_args(argv)
+    if Path(args.dst).is_dir():
+        raise CheckpointError(f'{args.dst} is a folder; name a file')
+    if Path(args.dst).exists() and not args.force:
+        raise CheckpointError(
+            f'{args.dst} exists; give another name, or --force to replace it'
+        )
+    model = args.config and cli.build_model(load_config(args.config))
+    result = convert_checkpoint(args.src, args.part, args.use_ema, model)
+    save_checkpoint(result, args.dst)
+    show(result, args)
+    return result
+
+
+def show(result: Conversion, args: argparse.Namespace) -> None:
+    """Print what became of each group of tensors, or of each tensor."""
+    rows: Counter[tuple[str, str | None]] = Counter()
+    for old, new in result.names.items():
+        old = old.removeprefix('module.')
+        rows[(old, new) if args.verbose else (group(old), group(new))] += 1
+    table = Table('in the file', 'tensors', 'becomes')
+    for (old, new), count in rows.items():
+        becomes = 'the same' if old == new else new or 'left out'
+        table.add_row(old, str(count), becomes)
+    arch = result.arch or 'of an arch of its own'
+    print(f'{args.src}: {result.kind}, EfficientMod {arch}')
+    print(f'taken: {result.source}')
+    Console(width=110).print(table)
+    values = sum(w.numel() for w in result.weights.values())
+    if args.config:
+        fits = f'fits {args.config}'
+    elif result.meta['kind'] in ('detector', 'segmentor'):
+        fits = 'the backbone fits; for neck and heads, name a --config'
+    else:
+        fits = f'fits {result.arch}'
+    print(
+        f'{args.dst}: {len(result.weights)} tensors, {values / 1e6:.2f} M '
+        f'values; {fits}'
+    )
+
+
+def group(name: str | None) -> str | None:
+    """The line of the table that a tensor counts to."""
+    found = GROUP.match(name or '')
+    return found[0] if found else None
+
+
+if __name__ == '__main__':
+    cli.run(main)
