@@ -1,0 +1,216 @@
+"""Parameters and FLOPs of a model, as OpenMMLab counts them.
+
+A multiply-add is one FLOP. Convolutions, matrix products, attention, norms and
+interpolation count, as MMEngine's analyser counts them, to which attention and
+deformable convolution are added here; activations and element-wise sums and
+products do not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.analysis import FlopAnalyzer, parameter_count
+from mmengine.analysis.jit_handles import conv_flop_count, get_shape
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+from torch.utils.flop_counter import sdpa_flop_count
+
+from mmefficientmod.config import ConfigError
+from mmefficientmod.datasets.checks import dataset_dicts
+
+# What papers, and MMDetection's own tool before version 3, take where images
+# are scaled to at most 1333 x 800; height and width.
+COCO_SIZE = (800, 1280)
+# Element-wise, or moving data about: no FLOPs by the convention, and no news
+# where the operators that were not counted are listed.
+CHEAP = frozenset(
+    f'aten::{name}{suffix}'
+    for name in (
+        '_shape_as_tensor', 'abs', 'adaptive_avg_pool1d', 'add', 'addcmul',
+        'avg_pool2d', 'clamp_min', 'clone', 'cos', 'cumsum', 'div', 'erf',
+        'exp', 'expand_as', 'feature_dropout', 'fill', 'gelu', 'hardsigmoid',
+        'hardswish', 'im2col', 'leaky_relu', 'linspace', 'log', 'log2',
+        'max_pool2d', 'mean', 'meshgrid', 'mul', 'ne', 'neg', 'new_ones',
+        'pad', 'pow', 'repeat', 'rsqrt', 'rsub', 'sigmoid', 'silu', 'sin',
+        'softmax', 'sort', 'sqrt', 'sub', 'sum', 'tanh', 'topk', 'unflatten',
+        'where',
+    )
+    for suffix in ('', '_')
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What a model costs for one image.
+
+    Attributes:
+        size: Height and width of the input, in pixels.
+        params: Parameters of the whole model.
+        flops: FLOPs of the whole model, a multiply-add counted once.
+        backbone_params: Parameters of the backbone; None without one.
+        backbone_flops: FLOPs of the backbone; None without one.
+        by_operator: FLOPs of each kind of operator.
+        uncounted: Operators that may cost something and are not counted,
+            with how often they ran.
+    """
+
+    size: tuple[int, int]
+    params: int
+    flops: int
+    backbone_params: int | None
+    backbone_flops: int | None
+    by_operator: dict[str, int]
+    uncounted: dict[str, int]
+
+
+class _OneImage(nn.Module):
+    """The network of a model, without pre- and post-processing.
+
+    Args:
+        model: A toolbox's model, or a module that takes an image alone.
+        size: Height and width that the image is said to have.
+    """
+
+    def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.model = model
+        metainfo = dict(
+            img_shape=size,
+            ori_shape=size,
+            pad_shape=size,
+            batch_input_shape=size,
+            scale_factor=(1.0, 1.0),
+        )
+        self.data_samples = [BaseDataElement(metainfo=metainfo)]
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """``(1, C, H, W)`` to all tensors that come out."""
+        if isinstance(self.model, BaseModel):
+            outs = self.model(image, self.data_samples, mode='tensor')
+        else:
+            outs = self.model(image)
+        return [x for x in tree_flatten(outs)[0] if isinstance(x, Tensor)]
+
+
+def measure(
+    model: nn.Module, size: Sequence[int], in_channels: int = 3
+) -> Complexity:
+    """Count parameters and FLOPs of a model for one image.
+
+    Of a toolbox's model its forward in the mode ``'tensor'`` counts: a
+    classifier to its logits; a segmentor to the logits of its decode head,
+    before they are scaled up; a detector to the outputs of its heads, those
+    of a second stage for the proposals that the weights at hand give, at
+    most as many as the config allows. Auxiliary heads do not run there; their
+    parameters count.
+
+    Args:
+        model: A model of a toolbox, or a module that takes
+            ``(N, C, H, W)``. Its weights and mode are left as they are.
+        size: Height and width of the input, in pixels.
+        in_channels: Channels of the input. Default: 3.
+
+    Returns:
+        The counts.
+    """
+    height, width = size
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        image = torch.randn(1, in_channels, height, width).to(device)
+    training = [m for m in model.modules() if m.training]
+    model.eval()  # apart, since not every backbone returns itself
+    analyzer = FlopAnalyzer(_OneImage(model, (height, width)), image)
+    analyzer.unsupported_ops_warnings(False)
+    analyzer.uncalled_modules_warnings(False)
+    analyzer.set_op_handle(**HANDLES, **dict.fromkeys(CHEAP))
+    try:
+        with torch.no_grad():
+            flops = int(analyzer.total())
+    finally:
+        for module in training:
+            module.training = True
+    params = parameter_count(model)
+    backbone = getattr(model, 'backbone', None) is not None
+    return Complexity(
+        size=(height, width),
+        params=params[''],
+        flops=flops,
+        backbone_params=params['backbone'] if backbone else None,
+        backbone_flops=(
+            int(analyzer.total('model.backbone')) if backbone else None
+        ),
+        by_operator={k: int(v) for k, v in analyzer.by_operator().items()},
+        uncounted=dict(analyzer.unsupported_ops()),
+    )
+
+
+def _attention_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Query times key and weights times value, by PyTorch's own formula.
+
+    That counts a multiply-add twice.
+    """
+    shapes = [[1, 1, *get_shape(x)][-4:] for x in inputs[:3]]
+    return Counter(attention=sdpa_flop_count(*shapes) // 2)
+
+
+def _deform_conv_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """The convolution, without the sampling before it."""
+    weight = 2 if len(inputs) == 3 else 3  # version 2 has a mask before it
+    shapes = (get_shape(x) for x in (inputs[0], inputs[weight], outputs[0]))
+    return Counter(deform_conv=conv_flop_count(*shapes))
+
+
+# What MMEngine's analyser does not know.
+HANDLES = {
+    'aten::scaled_dot_product_attention': _attention_flops,
+    'prim::PythonOp.DeformConv2dFunction': _deform_conv_flops,
+    'prim::PythonOp.ModulatedDeformConv2dFunction': _deform_conv_flops,
+}
+
+
+def input_size(cfg: Config) -> tuple[int, int]:
+    """Height and width at which a config's complexity is quoted.
+
+    Segmentation: the crop that it trains on. Classification: what the test
+    pipeline crops or resizes to at last. Detection: 800 x 1280 where the test
+    pipeline scales to 1333 x 800, as papers do, and what it scales to
+    otherwise. Rounded up to what the data preprocessor pads to.
+
+    Raises:
+        ConfigError: If the config does not say it.
+    """
+    scope = cfg.get('default_scope')
+    preprocessor = cfg.model.get('data_preprocessor') or {}
+    size = None
+    if scope == 'mmseg':
+        size = cfg.get('crop_size') or preprocessor.get('size')
+    else:
+        dataset = next(dataset_dicts(cfg, 'test_dataloader'), {})
+        for step in dataset.get('pipeline') or []:
+            if step.get('crop_size'):
+                size = step['crop_size']
+            elif step.get('scale') and (scope != 'mmdet' or size is None):
+                # (width, height), or the long and the short side.
+                scale = step['scale']
+                size = scale if isinstance(scale, int) else scale[::-1]
+        if scope == 'mmdet' and size == (800, 1333):
+            size = COCO_SIZE
+    if isinstance(size, int):
+        size = (size, size)
+    if size is None or len(size) != 2:
+        raise ConfigError(
+            f'{cfg.filename} does not say what size its images have; give '
+            '--shape HEIGHT WIDTH'
+        )
+    divisor = preprocessor.get('pad_size_divisor') or 1
+    height, width = (-(-int(x) // divisor) * divisor for x in size)
+    return height, width

@@ -1,0 +1,98 @@
+"""Count parameters and FLOPs of any config: ours, a stock one, or your own.
+
+One FLOP is one multiply-add, as in the paper and all over OpenMMLab.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mmefficientmod import cli
+from mmefficientmod.complexity import Complexity, input_size, measure
+from mmefficientmod.config import ConfigError, load_config
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = cli.config_arguments(__doc__)
+    parser.add_argument(
+        '--shape',
+        nargs='+',
+        type=int,
+        metavar='PIXELS',
+        help='height and width of the input, or one number for both; by '
+        'default the crop that a segmentor trains on, what a classifier is '
+        'tested on, and 800 x 1280 for a detector tested at 1333 x 800',
+    )
+    parser.add_argument('--out', metavar='FILE', help='JSON file to write')
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> Complexity:
+    args = parse_args(argv)
+    cfg = load_config(args.config, args.cfg_options)
+    shape = args.shape
+    if shape and (len(shape) > 2 or min(shape) < 1):
+        raise ConfigError(
+            f'--shape {" ".join(map(str, shape))} is no height and width'
+        )
+    model = cli.build_model(cfg)
+    size = (shape[0], shape[-1]) if shape else input_size(cfg)
+    try:
+        result = measure(model, size)
+    except Exception as error:
+        # Each toolbox has models whose forward wants more than an image.
+        raise ConfigError(
+            f'{args.config} cannot be run for counting at {size[0]}x'
+            f'{size[1]}: {type(error).__name__}: {error}'
+        ) from error
+    show(result, args.config)
+    if args.out:
+        content = dict(
+            config=args.config,
+            flops_are='multiply-adds',
+            torch=torch.__version__,
+            **dataclasses.asdict(result),
+        )
+        path = Path(args.out)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + '\n')
+        print(f'written: {args.out}')
+    return result
+
+
+def show(result: Complexity, config: str) -> None:
+    """Print the counts, in the units of papers and exactly."""
+    print(f'{config}, one image of {result.size[0]}x{result.size[1]}')
+    table = Table('', 'parameters', 'M', 'FLOPs (multiply-adds)', 'G')
+    for column in table.columns[1:]:
+        column.justify = 'right'
+    rows = [('whole model', result.params, result.flops)]
+    if result.backbone_flops is not None:
+        rows.append(
+            ('backbone', result.backbone_params, result.backbone_flops)
+        )
+    for name, params, flops in rows:
+        table.add_row(
+            name,
+            f'{params:,}',
+            f'{params / 1e6:.2f}',
+            f'{flops:,}',
+            f'{flops / 1e9:.2f}',
+        )
+    Console(width=110).print(table)
+    if result.uncounted:
+        print('not counted: ' + ', '.join(
+            f'{name} ({count})' for name, count in result.uncounted.items()
+        ))  # fmt: skip
+
+
+if __name__ == '__main__':
+    cli.run(main)
