@@ -91,6 +91,7 @@ def show(result: Conversion, args: argparse.Namespace) -> None:
         old = old.removeprefix('module.')
         rows[(old, new) if args.verbose else (group(old), group(new))] += 1
     table = Table('in the file', 'tensors', 'becomes')
+    table.columns[1].justify = 'right'
     for (old, new), count in rows.items():
         becomes = 'the same' if old == new else new or 'left out'
         table.add_row(old, str(count), becomes)
@@ -104,7 +105,7 @@ def show(result: Conversion, args: argparse.Namespace) -> None:
     elif result.meta['kind'] in ('detector', 'segmentor'):
         fits = 'the backbone fits; for neck and heads, name a --config'
     else:
-        fits = f'fits {result.arch}'
+        fits = f'fits EfficientMod {result.arch}'
     print(
         f'{args.dst}: {len(result.weights)} tensors, {values / 1e6:.2f} M '
         f'values; {fits}'
