@@ -14,18 +14,25 @@ import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
-from mmengine.registry import MODELS, DefaultScope
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from mmengine.registry import DefaultScope
 
 from mmefficientmod.config import ConfigError
 from mmefficientmod.models.backbones.efficientmod import ARCHS
+from mmefficientmod.probe import (
+    Levels,
+    class_of,
+    is_ours,
+    kind_of,
+    neck_channels,
+    parameter_names,
+    parameters_of,
+    probe,
+    walk,
+)
 
 # The names that the tools, the configs and the model index share.
 BACKBONES: dict[str, dict[str, Any]] = {
@@ -52,21 +59,6 @@ LAYER_DECAY = (
     'LayerDecayOptimizerConstructor',
     'LearningRateDecayOptimWrapperConstructor',
 )
-
-
-@dataclass(frozen=True)
-class Levels:
-    """What a backbone returns.
-
-    Attributes:
-        channels: Channels of each output.
-        strides: Stride of each output, in pixels.
-        has_batch_norm: Whether it holds batch norms.
-    """
-
-    channels: tuple[int, ...]
-    strides: tuple[int, ...]
-    has_batch_norm: bool
 
 
 def swap_backbone(
@@ -150,7 +142,7 @@ def backbone_name(backbone: str | Mapping[str, Any]) -> str:
     """A name for folders: the backbone's own, or the type in its dict."""
     if isinstance(backbone, str) and backbone.replace('-', '_') in BACKBONES:
         return backbone.replace('-', '_')
-    return _kind(resolve_backbone(backbone)).lower()
+    return kind_of(resolve_backbone(backbone)).lower()
 
 
 def _parse_dict(text: str) -> Any:
@@ -186,7 +178,7 @@ def _find_model(cfg: Config) -> ConfigDict:
         model.get('detector'), Mapping
     ):
         model = model['detector']
-    if isinstance(model.get('backbone'), Mapping):
+    if kind_of(model.get('backbone')):
         return model
     kind = outer.get('type')
     raise ConfigError(
@@ -200,15 +192,8 @@ def _find_model(cfg: Config) -> ConfigDict:
 def _is_classifier(cfg: Config, model: Mapping[str, Any]) -> bool:
     return (
         cfg.get('default_scope') == 'mmpretrain'
-        or _kind(model) == 'ImageClassifier'
+        or kind_of(model) == 'ImageClassifier'
     )
-
-
-def _kind(node: Any) -> str:
-    """Name of a type, without a scope."""
-    kind = node.get('type') if isinstance(node, Mapping) else None
-    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    return name.split('.')[-1]
 
 
 @contextmanager
@@ -224,29 +209,29 @@ def _swap_classifier(
     cfg: Config, model: ConfigDict, new: ConfigDict, pretrained: str | None
 ) -> None:
     head = model.get('head')
-    if not isinstance(head, Mapping) or _kind(head) in TOKEN_HEADS:
+    if not isinstance(head, Mapping) or kind_of(head) in TOKEN_HEADS:
         raise ConfigError(
-            f'{_kind(head) or _kind(model)} reads tokens of the backbone that '
-            'it was made for, and a backbone with a pyramid has none; start '
-            'from a config with a LinearClsHead, such as '
+            f'{kind_of(head) or kind_of(model)} reads tokens of the backbone '
+            'that it was made for, and a pyramid has none; start from '
+            'a config with a LinearClsHead, such as '
             'mmpretrain::resnet/resnet50_8xb32_in1k.py'
         )
     old = model.backbone
     _set_default(new, final_norm=True)
-    accepted = _parameters(new)
+    accepted = parameters_of(new)
     if 'out_indices' in accepted and 'out_indices' not in new:
-        index = inspect.signature(_class_of(new)).parameters['out_indices']
+        index = inspect.signature(class_of(new)).parameters['out_indices']
         last = index.default
-        new.out_indices = (3,) if _is_ours(new) else (_last(last),)
+        new.out_indices = (3,) if is_ours(new) else (_last(last),)
     levels = probe(new)
     _carry_over(old, new, levels, pretrained)
     model.backbone = new
     _drop_weights(cfg, model, new, pretrained)
-    if not model.get('neck') or _kind(model.neck) != 'GlobalAveragePooling':
+    if not model.get('neck') or kind_of(model.neck) != 'GlobalAveragePooling':
         if model.get('neck'):
-            _say(f'neck {_kind(model.neck)} gives way to average pooling')
+            _say(f'neck {kind_of(model.neck)} gives way to average pooling')
         model.neck = ConfigDict(type='GlobalAveragePooling')
-    for node in _walk(head):
+    for node in walk(head):
         if isinstance(node.get('in_channels'), int):
             node.in_channels = levels.channels[-1]
     _normalise_like_imagenet(cfg, model, new)
@@ -258,9 +243,9 @@ def _swap_dense(
 ) -> None:
     old = model.backbone
     _refuse_what_cannot_be(model)
-    if _kind(model.get('neck')) in PYRAMID_MAKERS:
+    if kind_of(model.get('neck')) in PYRAMID_MAKERS:
         # The new backbone has the pyramid that this neck would make.
-        _say(f'neck {_kind(model.neck)} is not needed, and gone')
+        _say(f'neck {kind_of(model.neck)} is not needed, and gone')
         model.neck = None
         before = Levels((), (4, 8, 16, 32), False)
     else:
@@ -277,8 +262,8 @@ def _swap_dense(
         old_neck = copy.deepcopy(neck)
         _fit_neck(model, first, before.channels, levels.channels)
         if _reads_by_index(model):
-            old_feats = _neck_channels(old_neck, before)
-            new_feats = _neck_channels(neck, levels)
+            old_feats = neck_channels(old_neck, before)
+            new_feats = neck_channels(neck, levels)
     if not neck or old_feats != new_feats:
         for name, head in model.items():
             if name.endswith('head') and head:
@@ -293,10 +278,10 @@ def _swap_dense(
 def _refuse_what_cannot_be(model: ConfigDict) -> None:
     """One sentence for the kinds of models that take no pyramid."""
     old = model.backbone
-    for head in _walk(model):
-        if _kind(head) in TOKEN_HEADS or _kind(head).startswith('SETR'):
+    for head in walk(model):
+        if kind_of(head) in TOKEN_HEADS or kind_of(head).startswith('SETR'):
             raise ConfigError(
-                f'{_kind(head)} reads the tokens of a vision transformer, '
+                f'{kind_of(head)} reads the tokens of a vision transformer, '
                 'all at one stride; a backbone with a pyramid has none'
             )
     roi_head = model.get('roi_head') or {}
@@ -304,14 +289,14 @@ def _refuse_what_cannot_be(model: ConfigDict) -> None:
     if shared:
         raise ConfigError(
             f'this is a C4 model: its RoI head goes on with the last stage of '
-            f'{_kind(old)} ({_kind(shared)}), which another backbone does not '
-            'have; take the FPN variant of the config'
+            f'{kind_of(old)} ({kind_of(shared)}), which another backbone does '
+            'not have; take the FPN variant of the config'
         )
-    for neck in _walk(model.get('neck') or {}):
+    for neck in walk(model.get('neck') or {}):
         if 'rfp_backbone' in neck:
             raise ConfigError(
-                f'the neck {_kind(neck)} runs {_kind(old)} a second time on '
-                'its own output, for which that backbone has inputs of its own'
+                f'the neck {kind_of(neck)} runs {kind_of(old)} a second time '
+                'on its own output, for which that backbone has inputs'
             )
 
 
@@ -321,7 +306,7 @@ def _strides_to_give(model: ConfigDict, old: Levels) -> tuple[int, ...]:
     Raises:
         ConfigError: If the old one has no pyramid.
     """
-    kind, strides = _kind(model.backbone), old.strides
+    kind, strides = kind_of(model.backbone), old.strides
     whole = kind in WHOLE_NETWORKS
     rising = all(a < b for a, b in zip(strides, strides[1:], strict=False))
     if strides == (16,):
@@ -337,7 +322,7 @@ def _strides_to_give(model: ConfigDict, old: Levels) -> tuple[int, ...]:
         and list(strides) == sorted(strides)
     )  # fmt: skip
     if dilated and not whole:
-        if any(_kind(node) == 'OCRHead' for node in _walk(model)):
+        if any(kind_of(node) == 'OCRHead' for node in walk(model)):
             raise ConfigError(
                 'OCRHead multiplies two levels pixel by pixel, which a '
                 f'dilated {kind} gives at one stride and a pyramid does not; '
@@ -370,7 +355,7 @@ def _choose_levels(new: ConfigDict, strides: tuple[int, ...]) -> Levels:
     levels = probe(new)
     if levels.strides == strides:
         return levels
-    parameters = _parameters(new)
+    parameters = parameters_of(new)
     indices = new.get('out_indices')
     if indices is None and 'out_indices' in parameters:
         indices = parameters['out_indices'].default
@@ -384,7 +369,7 @@ def _choose_levels(new: ConfigDict, strides: tuple[int, ...]) -> Levels:
         )
         return probe(new)
     raise ConfigError(
-        f'the config reads strides {_list(strides)}, and {_kind(new)} gives '
+        f'the config reads strides {_list(strides)}, and {kind_of(new)} gives '
         f'{_list(levels.strides)}'
         + (
             '; name its stages by out_indices=(...) in its dict'
@@ -406,8 +391,8 @@ def _fit_neck(
         return
     if value is None or len(value) > len(new):
         raise ConfigError(
-            f'the neck {_kind(neck)} has in_channels={value}, which does not '
-            f'go with the {len(old)} levels of its backbone'
+            f'the neck {kind_of(neck)} has in_channels={value}, which does '
+            f'not go with the {len(old)} levels of its backbone'
         )
     if tuple(value) == old[::-1] != old:
         channels = new[::-1]
@@ -420,7 +405,7 @@ def _fit_neck(
         value
     ):
         fitted = [*channels, *outs[len(value) :]]
-        for head in _walk(model.get('bbox_head') or {}):
+        for head in walk(model.get('bbox_head') or {}):
             if head.get('in_channels') == outs:
                 head.in_channels = fitted
         neck.out_channels = type(outs)(fitted)
@@ -431,22 +416,8 @@ def _reads_by_index(model: ConfigDict) -> bool:
     return any(
         'in_index' in node
         for name in ('decode_head', 'auxiliary_head')
-        for node in _walk(model.get(name) or {})
+        for node in walk(model.get(name) or {})
     )
-
-
-def _neck_channels(neck: Any, levels: Levels) -> tuple[int, ...]:
-    """Channels of what comes out of a neck."""
-    feats = [
-        torch.zeros(1, channels, 256 // stride, 256 // stride)
-        for channels, stride in zip(
-            levels.channels, levels.strides, strict=True
-        )
-    ]
-    with _undisturbed():
-        module = MODELS.build(copy.deepcopy(neck))
-        module.eval()
-        return tuple(x.shape[1] for x in module(feats))
 
 
 def _fit_heads(
@@ -457,7 +428,7 @@ def _fit_heads(
         for one in head:
             _fit_heads(one, old, new, behind_neck)
         return
-    for node in _walk(head):
+    for node in walk(head):
         # Inner modules read the head's own features, unless they choose.
         if node is not head and 'in_index' not in node:
             continue
@@ -469,7 +440,7 @@ def _fit_heads(
         elif value is not None and not behind_neck:
             if len(value) != len(new):
                 raise ConfigError(
-                    f'{_kind(node)} has in_channels={list(value)} for '
+                    f'{kind_of(node)} has in_channels={list(value)} for '
                     f'{len(old)} levels'
                 )
             node.in_channels = list(new)
@@ -487,7 +458,7 @@ def _carry_over(
     pretrained: str | None,
 ) -> None:
     """Keep what the old backbone was told, where that means something."""
-    accepted = _parameters(new)
+    accepted = parameters_of(new)
     if 'in_channels' in accepted and 'in_channels' in old:
         new.setdefault('in_channels', old['in_channels'])
     for key in TRAINING_OPTIONS:
@@ -495,15 +466,15 @@ def _carry_over(
         if key in new or value in (None, False, -1):
             continue
         if key not in accepted:
-            reason = f'{_kind(new)} has no such option'
+            reason = f'{kind_of(new)} has no such option'
         elif key == 'norm_eval' and not levels.has_batch_norm:
-            reason = f'{_kind(new)} has no batch norms'
+            reason = f'{kind_of(new)} has no batch norms'
         elif key == 'frozen_stages' and not (pretrained or _weights(new)):
             reason = 'it would freeze random weights'
         else:
             new[key] = value
             continue
-        _say(f'{key}={value} of {_kind(old)} is left out: {reason}')
+        _say(f'{key}={value} of {kind_of(old)} is left out: {reason}')
 
 
 def _drop_weights(
@@ -524,7 +495,7 @@ def _drop_weights(
 
 def _pretrained_init(init_cfg: Any) -> bool:
     parts = [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg or []
-    return any(_kind(part) == 'Pretrained' for part in parts)
+    return any(kind_of(part) == 'Pretrained' for part in parts)
 
 
 def _weights(backbone: Mapping[str, Any]) -> bool:
@@ -540,7 +511,7 @@ def _normalise_like_imagenet(
 
     Caffe's weights of ResNet want BGR and no scaling, YOLOX's nothing at all.
     """
-    if not _is_ours(new):
+    if not is_ours(new):
         return
     for holder in (cfg, cfg.model, model):
         node = holder.get('data_preprocessor')
@@ -548,7 +519,7 @@ def _normalise_like_imagenet(
             swapped = 'to_rgb' if 'to_rgb' in node else 'bgr_to_rgb'
             wanted = dict(IMAGENET, **{swapped: True})
             given = {k: node.get(k) for k in wanted}
-            if _kind(node) != 'MultiBranchDataPreprocessor' and (
+            if kind_of(node) != 'MultiBranchDataPreprocessor' and (
                 not node.get(swapped)
                 or list(node.get('mean') or ()) != IMAGENET['mean']
                 or list(node.get('std') or ()) != IMAGENET['std']
@@ -573,8 +544,8 @@ def _fit_optimizer(
     keys = paramwise.get('custom_keys')
     if not keys:
         return
-    names = _parameter_names(new)
-    gone = _parameter_names(old)
+    names = parameter_names(new)
+    gone = parameter_names(old)
     for key in list(keys):
         found = any(key in name for name in names)
         # A key that the old backbone did not have either is for the heads.
@@ -582,14 +553,14 @@ def _fit_optimizer(
         if theirs and not found:
             del keys[key]
             _say(f'custom_keys[{key!r}] is left out: no parameter of '
-                 f'{_kind(new)} is called so')  # fmt: skip
+                 f'{kind_of(new)} is called so')  # fmt: skip
 
 
 def _fit_layer_decay(wrapper: ConfigDict, new: Mapping[str, Any]) -> None:
     """Have the layers counted by asking the backbone for them."""
-    if not hasattr(_class_of(new), 'get_layer_depth'):
+    if not hasattr(class_of(new), 'get_layer_depth'):
         raise ConfigError(
-            f'{_kind(new)} cannot say how deep a layer lies '
+            f'{kind_of(new)} cannot say how deep a layer lies '
             '(get_layer_depth), which the layer-wise learning rate of this '
             'config needs; take out optim_wrapper.constructor'
         )
@@ -603,125 +574,13 @@ def _fit_layer_decay(wrapper: ConfigDict, new: Mapping[str, Any]) -> None:
     wrapper.constructor = 'mmefficientmod.LayerDecayOptimWrapperConstructor'
     wrapper.paramwise_cfg = ConfigDict(paramwise, layer_decay_rate=rate)
     _say(
-        f'the learning rate decays by {rate} a layer, as {_kind(new)} counts '
-        'its layers'
+        f'the learning rate decays by {rate} a layer, as {kind_of(new)} '
+        'counts its layers'
     )
-
-
-def _parameter_names(backbone: Mapping[str, Any]) -> list[str]:
-    with _undisturbed():
-        module = MODELS.build(_without_weights(backbone))
-    return [f'backbone.{name}' for name, _ in module.named_parameters()]
-
-
-# ---------------------------------------------------------------- probing
-
-
-def probe(backbone: Mapping[str, Any]) -> Levels:
-    """Build a backbone without weights, and see what it returns.
-
-    Args:
-        backbone: Its dict, in the current default scope.
-
-    Raises:
-        ConfigError: If it cannot be built, or returns no feature maps.
-    """
-    kind = _kind(backbone)
-    with _undisturbed():
-        _class_of(backbone)
-        try:
-            module = MODELS.build(_without_weights(backbone))
-        except Exception as error:
-            raise ConfigError(
-                f'the backbone {kind} cannot be built: {error}'
-            ) from error
-        module.eval()  # by itself: OpenMMLab's train() returns None
-        outs, size = _run(module, backbone)
-    if isinstance(outs, Tensor):
-        outs = (outs,)
-    if not isinstance(outs, Sequence) or not all(
-        isinstance(x, Tensor) and x.ndim == 4 for x in outs
-    ):
-        raise ConfigError(
-            f'{kind} returns no feature maps (N, C, H, W) that a pyramid '
-            'could stand in for'
-        )
-    return Levels(
-        tuple(x.shape[1] for x in outs),
-        tuple(_stride(size, x.shape[-1]) for x in outs),
-        any(isinstance(m, _BatchNorm) for m in module.modules()),
-    )
-
-
-def _run(module: nn.Module, backbone: Mapping[str, Any]) -> tuple[Any, int]:
-    """The outputs for a black image of a size that the backbone takes."""
-    own = backbone.get('img_size') or backbone.get('pretrain_img_size')
-    own = own[0] if isinstance(own, Sequence) else own
-    channels = backbone.get('in_channels', 3)
-    failure: Exception | None = None
-    # A vision transformer may take no other size than its own.
-    for size in dict.fromkeys((256, own or 224, 224)):
-        try:
-            image = torch.zeros(1, channels, size, size)
-            return module(image), size
-        except Exception as error:
-            failure = failure or error
-    raise ConfigError(
-        f'{_kind(backbone)} cannot be tried on an image: {failure}'
-    ) from failure
-
-
-def _stride(size: int, out: int) -> int:
-    """The power of two that is nearest."""
-    ratio = size / out
-    return min((2**i for i in range(9)), key=lambda s: abs(s - ratio))
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Build and run a model without gradients, and without using up luck."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        yield
-
-
-def _without_weights(backbone: Mapping[str, Any]) -> ConfigDict:
-    backbone = ConfigDict(copy.deepcopy(dict(backbone)))
-    backbone.pop('init_cfg', None)
-    if 'pretrained' in backbone:
-        backbone.pretrained = (
-            None if isinstance(backbone.pretrained, str) else False
-        )
-    return backbone
-
-
-def _class_of(backbone: Mapping[str, Any]) -> type:
-    kind = backbone['type']
-    found = kind
-    if isinstance(kind, str):
-        with MODELS.switch_scope_and_registry(None) as registry:
-            found = registry.get(kind)
-    if found is None:
-        raise ConfigError(
-            f'no backbone of the type {kind!r} is registered; write the '
-            "toolbox before it, as in 'mmpretrain.MobileNetV2', or import "
-            'its module by custom_imports'
-        )
-    return found
-
-
-def _parameters(backbone: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a backbone's class, its parents' included."""
-    parameters: dict[str, inspect.Parameter] = {}
-    for kind in _class_of(backbone).__mro__:
-        own = inspect.signature(kind.__init__).parameters
-        parameters = {**own, **parameters}
-        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
-            break
-    return parameters
 
 
 def _set_default(backbone: ConfigDict, **options: Any) -> None:
-    accepted = _parameters(backbone)
+    accepted = parameters_of(backbone)
     for key, value in options.items():
         if key in accepted:
             backbone.setdefault(key, value)
@@ -729,20 +588,6 @@ def _set_default(backbone: ConfigDict, **options: Any) -> None:
 
 def _last(indices: Any) -> int:
     return indices[-1] if isinstance(indices, Sequence) else indices
-
-
-def _is_ours(backbone: Mapping[str, Any]) -> bool:
-    return _class_of(backbone).__module__.startswith('mmefficientmod.')
-
-
-def _walk(node: Any) -> Iterator[ConfigDict]:
-    """All dicts in a node, the outer ones first."""
-    if isinstance(node, Mapping):
-        yield node
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for value in node:
-            yield from _walk(value)
 
 
 def _list(values: Sequence[int]) -> str:

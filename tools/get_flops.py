@@ -17,7 +17,7 @@ from rich.table import Table
 
 from mmefficientmod import cli
 from mmefficientmod.complexity import Complexity, input_size, measure
-from mmefficientmod.config import ConfigError, load_config
+from mmefficientmod.config import ConfigError, apply_options
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -37,7 +37,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> Complexity:
     args = parse_args(argv)
-    cfg = load_config(args.config, args.cfg_options)
+    cfg = cli.load_chosen_config(args)
+    apply_options(cfg, args.cfg_options)
     shape = args.shape
     if shape and (len(shape) > 2 or min(shape) < 1):
         raise ConfigError(
