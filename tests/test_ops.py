@@ -705,6 +705,28 @@ def test_modulated_deform_conv(conv: tuple, with_bias: bool) -> None:
     assert gradcheck(lambda *t: apply(*t, *conv), inputs)
 
 
+@through_mmcv
+def test_modulated_deform_conv_reads_the_beginning_of_larger_offsets() -> None:
+    # DyHead gives a level the offsets of the finer one below it.
+    conv = ((1, 1), (1, 1), (1, 1), 1, 1)
+    x, weight = uniform(2, 2, 3, 2, low=-1), uniform(2, 2, 3, 3, low=-1)
+    offset, mask = between_pixels(2, 18, 6, 4), uniform(2, 9, 6, 4)
+    read = [t.flatten(1)[:, : t.shape[1] * 6] for t in (offset, mask)]
+    read = [t.reshape(2, -1, 3, 2) for t in read]
+
+    def apply(offset: Tensor, mask: Tensor) -> Tensor:
+        return mmcv_ops.modulated_deform_conv2d(
+            x, offset, mask, weight, None, *conv
+        )
+
+    assert_close(apply(offset, mask), naive_conv(x, weight, *read, *conv))
+    inputs = [t[:1].requires_grad_() for t in (offset, mask)]
+    x = x[:1]
+    assert gradcheck(apply, inputs)
+    with pytest.raises(ValueError, match='offset must be'):
+        apply(offset[:1, :, :1], mask[:1])
+
+
 def test_gradient_of_deform_conv_is_added_and_scaled() -> None:
     x, weight, offset, _ = conv_tensors((2, 1), (0, 1), (1, 2), 2, 2)
     grad_output = uniform(2, 4, 2, 4)

@@ -326,6 +326,26 @@ def conv_cases(make: Maker) -> Iterator[tuple[str, Case]]:
                     long | {'with_bias': with_bias},
                 ),
             )
+    # DyHead gives a level the offsets of the finer one below it.
+    finer = (12, 14)
+    yield (
+        'modulated_deform_conv, larger offsets',
+        partial(
+            run_modulated_deform_conv,
+            make.uniform(2, 4, 6, 7, low=-1),
+            make.uniform(4, 4, 3, 3, low=-1),
+            make.uniform(4, low=-1),
+            make.uniform(2, 18, *finer, low=-2, high=2),
+            make.uniform(2, 9, *finer),
+            make.uniform(2, 4, 6, 7, low=-1),
+            dict.fromkeys(
+                ('kernel_h', 'kernel_w'), 3
+            ) | dict.fromkeys(
+                ('stride_h', 'stride_w', 'pad_h', 'pad_w', 'dilation_h',
+                 'dilation_w', 'group', 'deformable_group'), 1
+            ) | {'with_bias': True},
+        ),
+    )  # fmt: skip
 
 
 def run_sigmoid_focal_loss(
