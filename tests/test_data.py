@@ -1,25 +1,36 @@
 """Miniatures and the checks of data."""
 
 import hashlib
+import importlib
 import os
+from collections import Counter
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 from mmengine.dataset import Compose
+from mmengine.registry import DATASETS, init_default_scope
+from pycocotools.coco import COCO as CocoApi
 
 from mmefficientmod.config import ConfigError, load_config
 from mmefficientmod.datasets import (
     DataError,
+    ade20k_mini,
     apply_mini,
     check_data_exists,
+    coco_mini,
     guard,
+    imagenet_mini,
 )
-from mmefficientmod.datasets.ade20k_mini import SPLITS
-from mmefficientmod.datasets.mini import MINIATURES, Miniature, prepare
+from mmefficientmod.datasets.mini import MINIATURES, prepare
 
 CONFIG = 'mmefficientmod::seg/fpn_efficientmod_xxs_ade20k.py'
 ADE = MINIATURES['ADE20KDataset']
+COCO = MINIATURES['CocoDataset']
+IMAGENET = MINIATURES['ImageNet']
+DET = 'mmefficientmod::det/mask_rcnn_efficientmod_s_fpn_1x_coco.py'
+CLS = 'mmefficientmod::cls/efficientmod_s_in1k.py'
 
 
 def digest(folder):
@@ -31,7 +42,7 @@ def digest(folder):
 def test_ade20k_mini_is_what_it_says(mini_root):
     folder = mini_root / ADE.folder
     present, pixels = set(), 0
-    for split, count in SPLITS.items():
+    for split, count in ade20k_mini.SPLITS.items():
         images = sorted((folder / 'images' / split).glob('*.jpg'))
         labels = sorted((folder / 'annotations' / split).glob('*.png'))
         assert [p.stem for p in images] == [p.stem for p in labels]
@@ -44,9 +55,104 @@ def test_ade20k_mini_is_what_it_says(mini_root):
             present |= set(np.unique(array))
             pixels += (array > 0).mean()
     assert present == {0, 2, 3, 5, 7, 10, 13, 21}
-    assert pixels / sum(SPLITS.values()) > 0.95
+    assert pixels / sum(ade20k_mini.SPLITS.values()) > 0.95
     pictures = {p.read_bytes() for p in folder.rglob('*.jpg')}
-    assert len(pictures) == sum(SPLITS.values())  # none twice
+    assert len(pictures) == sum(ade20k_mini.SPLITS.values())  # none twice
+
+
+@pytest.mark.parametrize('split', coco_mini.SPLITS)
+def test_coco_mini_is_what_it_says(mini_root, split):
+    folder = mini_root / COCO.folder
+    path = folder / f'annotations/instances_{split}.json'
+    api = CocoApi(str(path))
+    assert len(api.getCatIds()) == 80
+    assert api.loadCats([1, 3, 13, 90]) == [
+        dict(id=1, name='person'),
+        dict(id=3, name='car'),
+        dict(id=13, name='stop sign'),
+        dict(id=90, name='toothbrush'),
+    ]
+    images = api.loadImgs(api.getImgIds())
+    assert len(images) == coco_mini.SPLITS[split]
+    files = {p.name for p in (folder / split).iterdir()}
+    assert files == {image['file_name'] for image in images}
+    assert any(not api.getAnnIds(image['id']) for image in images)
+    annotations = api.loadAnns(api.getAnnIds())
+    kinds = Counter(x['category_id'] for x in annotations)
+    assert set(kinds) == {1, 3, 13}
+    assert min(kinds.values()) >= len(images) / 3
+    assert any(x['area'] < 100 for x in annotations)
+    crowds = [x for x in annotations if x['iscrowd']]
+    assert crowds
+    assert {type(x['segmentation']) for x in crowds} == {dict}
+    if split == 'train2017':  # some are cut in parts by another
+        parts = [x['segmentation'] for x in annotations if not x['iscrowd']]
+        assert max(map(len, parts)) > 1
+    for annotation in annotations:
+        mask = api.annToMask(annotation)
+        assert mask.shape == (64, 96)
+        area, (x, y, w, h) = annotation['area'], annotation['bbox']
+        if annotation['iscrowd']:
+            assert mask.sum() == area
+        assert mask.sum() == pytest.approx(area, rel=0.1)
+        # The box is that of the mask, to a pixel.
+        rows, columns = np.where(mask.any(1))[0], np.where(mask.any(0))[0]
+        edges = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+        assert np.abs(np.subtract(edges, (x, y, x + w, y + h))).max() <= 1
+
+
+@pytest.mark.parametrize('mask', [[[0, 0], [1, 1]], [[1, 0], [1, 0]]])
+def test_run_lengths_go_down_the_columns(mask):
+    mask = np.array(mask, bool)
+    runs = coco_mini.rle(mask)
+    values = np.arange(len(runs['counts'])) % 2
+    flat = np.repeat(values, runs['counts'])
+    np.testing.assert_array_equal(flat.reshape(2, 2, order='F'), mask)
+    assert runs['size'] == [2, 2]
+
+
+def test_coco_mini_is_read_as_coco(mini_root):
+    cfg = load_config(DET)
+    apply_mini(cfg, str(mini_root))
+    importlib.import_module('mmdet.datasets')
+    init_default_scope('mmdet')
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    assert len(dataset) == COCO.images  # without the empty ones
+    labels, ignored = set(), 0
+    for i in range(len(dataset)):
+        sample = dataset[i]['data_samples']
+        labels |= set(sample.gt_instances.labels.tolist())
+        ignored += len(sample.ignored_instances)
+        assert sample.img_shape == (64, 96)
+    # Their places among the 80 names: person, car, stop sign.
+    assert labels == {0, 2, 11}
+    assert ignored > 0
+    assert len(DATASETS.build(cfg.val_dataloader.dataset)) == 24
+
+
+def test_imagenet_mini_is_what_it_says(mini_root):
+    cfg = load_config(CLS)
+    apply_mini(cfg, str(mini_root))
+    importlib.import_module('mmpretrain.datasets')
+    init_default_scope('mmpretrain')
+    names = {301: 'ladybug', 327: 'starfish', 340: 'zebra',
+             918: 'crossword', 920: 'traffic light', 948: 'Granny Smith',
+             950: 'orange', 954: 'banana'}  # fmt: skip
+    for split, loader in (('train', 'train'), ('val', 'val')):
+        dataset = DATASETS.build(cfg[f'{loader}_dataloader'].dataset)
+        count = imagenet_mini.SPLITS[split]
+        kinds = Counter(dataset.get_gt_labels().tolist())
+        assert kinds == dict.fromkeys(names, count)
+        for label, name in names.items():
+            assert dataset.metainfo['classes'][label].startswith(name)
+        sample = dataset[0]
+        assert sample['inputs'].shape == (3, 64, 64)
+    pictures = {
+        p.read_bytes() for p in (mini_root / IMAGENET.folder).rglob('*.JPEG')
+    }
+    assert len(pictures) == 8 * sum(imagenet_mini.SPLITS.values())
+    train = mini_root / IMAGENET.folder / 'train'
+    assert (train / 'n02391049/n02391049_1.JPEG').is_file()
 
 
 def test_miniatures_are_deterministic(mini_root, tmp_path):
@@ -64,7 +170,7 @@ def test_a_miniature_is_written_once_and_whole(tmp_path):
         if len(calls) == 1:
             raise KeyboardInterrupt
 
-    mini = Miniature('x', write, (1, 1), (1, 1), 1, 1)
+    mini = replace(ADE, folder='x', write=write)
     with pytest.raises(KeyboardInterrupt):
         prepare(mini, str(tmp_path))
     assert os.listdir(tmp_path) == []
@@ -91,6 +197,60 @@ def test_mini_changes_data_size_and_schedule_alone(mini_root):
         assert steps == [t.type for t in plain[loader].dataset.pipeline]
 
 
+def test_mini_of_a_config_that_counts_epochs(mini_root):
+    plain, cfg = load_config(DET), load_config(DET)
+    apply_mini(cfg, str(mini_root))
+    folder = str(mini_root / COCO.folder)
+    assert cfg.train_dataloader.dataset.data_root == folder
+    assert cfg.val_evaluator.ann_file == (
+        f'{folder}/annotations/instances_val2017.json'
+    )
+    assert cfg.model == plain.model
+    assert cfg.optim_wrapper == plain.optim_wrapper
+    assert cfg.train_cfg.max_epochs == cfg.train_cfg.val_interval == 3
+    warm_up, steps = cfg.param_scheduler
+    # 500 of 88,000 iterations would be one of the miniature's.
+    assert (warm_up['begin'], warm_up['end']) == (0, 2)
+    assert (steps['end'], steps['milestones']) == (3, [2, 3])
+    for loader in ('train_dataloader', 'val_dataloader'):
+        pipelines = [c[loader].dataset.pipeline for c in (cfg, plain)]
+        for step, old in zip(*pipelines, strict=True):
+            if step.type == 'Resize':
+                assert step.pop('scale') == COCO.scale
+                assert old.pop('scale') == (1333, 800)
+            assert step == old
+
+
+def test_mini_of_classification(mini_root):
+    plain, cfg = load_config(CLS), load_config(CLS)
+    apply_mini(cfg, str(mini_root))
+    assert cfg.model == plain.model
+    assert cfg.train_cfg.max_epochs == IMAGENET.max_epochs == 20
+    crop = cfg.train_dataloader.dataset.pipeline[1]
+    resize, centre = cfg.val_dataloader.dataset.pipeline[1:3]
+    assert (crop.scale, resize.scale, centre.crop_size) == (64, 73, 64)
+    # By the square root of 16 / 2048, and not once more.
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(4e-3 / 128**0.5)
+    assert cfg.auto_scale_lr.base_batch_size == IMAGENET.batch_size
+    # The average reaches back over the same share of the training.
+    steps = 300 * 1_281_167 / 2048
+    (ema,) = cfg.custom_hooks
+    assert 1 / ema.momentum / 320 == pytest.approx(5000 / steps)
+    warm_up, cosine = cfg.param_scheduler
+    assert (warm_up['end'], cosine['end']) == (2, 20)
+
+
+def test_mini_of_a_stock_config_that_counts_epochs(mini_root):
+    cfg = load_config('mmpretrain::convnext/convnext-tiny_32xb128_in1k.py')
+    apply_mini(cfg, str(mini_root))
+    warm_up, cosine = cfg.param_scheduler
+    assert (warm_up['end'], cosine['begin']) == (2, 1)
+    assert 0 < cfg.custom_hooks[0].momentum <= 0.5
+    cfg = load_config('mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py')
+    apply_mini(cfg, str(mini_root))
+    assert cfg.train_cfg.max_epochs == 3
+
+
 def test_mini_of_another_data_set_is_refused():
     cfg = load_config('mmseg::fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py')
     with pytest.raises(ConfigError, match='PascalVOCDataset.*ADE20KDataset'):
@@ -115,6 +275,20 @@ def test_missing_data_is_named_with_the_remedy(tmp_path):
     )
     with pytest.raises(DataError, match=r'train2017 does not exist'):
         check_data_exists(coco, loaders)
+
+
+def test_missing_imagenet_is_named_with_the_remedy(tmp_path):
+    roots = {
+        f'{x}_dataloader.dataset.data_root': str(tmp_path / 'imagenet')
+        for x in ('train', 'val')
+    }
+    cfg = load_config(CLS, roots)
+    with pytest.raises(DataError, match=r'imagenet does not exist.*--mini'):
+        check_data_exists(cfg, ('train_dataloader',))
+    (tmp_path / 'imagenet/train/n01440764').mkdir(parents=True)
+    check_data_exists(cfg, ('train_dataloader',))
+    with pytest.raises(DataError, match=r'imagenet/val does not exist'):
+        check_data_exists(cfg, ('val_dataloader',))
 
 
 @pytest.fixture

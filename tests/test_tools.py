@@ -1,6 +1,7 @@
 """The command lines, on the miniature: what they do and how they refuse."""
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,9 @@ def workplace(tmp_path, mini_root, monkeypatch):
                 target = tmp_path / 'data/mini' / path.relative_to(mini_root)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, target)
+    for name in ('coco', 'imagenet'):
+        (source,) = mini_root.glob(f'{name}-*')
+        shutil.copytree(source, tmp_path / 'data/mini' / source.name)
     return tmp_path
 
 
@@ -77,6 +81,71 @@ def test_train_test_and_predict(train, tool, workplace, capsys):
     assert len(drawn) == 1
     assert cv2.imread(str(drawn[0])).shape[1] >= 128
     assert str(drawn[0]) in capsys.readouterr().out
+
+
+# Two steps and two images, in as small a model as there is.
+FEW = [
+    'train_cfg.max_epochs=1',
+    'train_dataloader.dataset.indices=2',
+    'val_dataloader.dataset.indices=2',
+    'test_dataloader.dataset.indices=2',
+]
+
+
+def test_detection_is_trained_tested_and_drawn(tool, workplace, capsys):
+    config = 'mmefficientmod::det/mask_rcnn_efficientmod_xxs_fpn_1x_coco.py'
+    # With the usual threshold an untrained model finds nothing.
+    options = ['--cfg-options', *FEW, 'model.test_cfg.rcnn.score_thr=0']
+    runner = tool('train').main([config, '--mini', *options])
+    assert runner.iter == 2
+    work_dir = workplace / f'work_dirs/{Path(config).stem}_mini'
+    checkpoint = str(work_dir / 'epoch_1.pth')
+    metrics = tool('test').main(
+        [config, checkpoint, '--mini', '--out', 'results', *options]
+    )
+    assert {'coco/bbox_mAP_50', 'coco/segm_mAP_50'} <= metrics.keys()
+    written = json.loads((workplace / 'results/metrics.json').read_text())
+    assert written['metrics'] == metrics
+    predictions = pickle.loads(
+        (workplace / 'results/predictions/predictions.pkl').read_bytes()
+    )
+    assert len(predictions) == 2
+    assert {'bboxes', 'scores', 'labels', 'masks'} <= predictions[0][
+        'pred_instances'
+    ].keys()
+
+    image = next(workplace.glob('data/mini/coco-*/val2017/*.jpg'))
+    (drawn,) = tool('predict').main(
+        [config, checkpoint, str(image), '--out', 'drawn']
+        + ['--cfg-options', 'scale=(96,64)']
+    )
+    assert cv2.imread(str(drawn)).shape == (64, 96, 3)
+    assert str(drawn) in capsys.readouterr().out
+
+
+def test_classification_is_trained_tested_and_drawn(tool, workplace, capsys):
+    config = 'mmefficientmod::cls/efficientmod_xxs_in1k.py'
+    options = ['--cfg-options', *FEW, 'train_dataloader.batch_size=1']
+    runner = tool('train').main([config, '--mini', *options])
+    assert runner.iter == 2
+    checkpoint = 'work_dirs/efficientmod_xxs_in1k_mini/epoch_1.pth'
+    weights = torch.load(checkpoint, weights_only=False)
+    assert 'ema_state_dict' in weights
+    metrics = tool('test').main(
+        [config, checkpoint, '--mini', '--out', 'results', *options]
+    )
+    assert metrics.keys() == {'accuracy/top1', 'accuracy/top5'}
+    predictions = pickle.loads(
+        (workplace / 'results/predictions/predictions.pkl').read_bytes()
+    )
+    assert [len(p['pred_score']) for p in predictions] == [1000, 1000]
+
+    image = next(workplace.glob('data/mini/imagenet-*/val/*.JPEG'))
+    (drawn,) = tool('predict').main(
+        [config, checkpoint, str(image), '--out', 'drawn']
+    )
+    assert cv2.imread(str(drawn)) is not None
+    assert str(drawn) in capsys.readouterr().out
 
 
 def test_tta(train, tool):

@@ -84,17 +84,17 @@ MINIATURES = {
         scale=(384, 64),
         crop_size=(64, 64),
         batch_size=1,
-        max_iters=236,
+        max_iters=177,
     ),
     'ImageNet': Miniature(
         folder='imagenet-1',
         write=write_imagenet_mini,
-        images=240,
+        images=256,
         images_of_whole=1_281_167,
         scale=(64, 64),
         crop_size=(64, 64),
         batch_size=16,
-        max_iters=480,
+        max_iters=320,
         # Half of the exponent that fits SGD, as is usual for Adam: the linear
         # rule would leave 3e-5 of 4e-3, too little for so few steps.
         lr_power=0.5,
