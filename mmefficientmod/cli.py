@@ -19,16 +19,26 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
-from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.model import (
+    BaseTTAModel,
+    is_model_wrapper,
+    revert_sync_batchnorm,
+)
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS, RUNNERS, init_default_scope
-from mmengine.runner import Runner
+from mmengine.runner import (
+    CheckpointLoader,
+    Runner,
+    find_latest_checkpoint,
+)
 from torch import nn
 from torch.utils.data import DataLoader
 
+from mmefficientmod import dist
 from mmefficientmod.checkpoint import CheckpointError, load_whole
 from mmefficientmod.config import (
     ConfigError,
@@ -36,6 +46,7 @@ from mmefficientmod.config import (
     load_config,
 )
 from mmefficientmod.datasets import DataError, apply_mini, guard
+from mmefficientmod.randomness import SeedStepHook, seed_samples
 from mmefficientmod.swap import BACKBONES, backbone_name, swap_backbone
 
 # What a user did wrong or lacks, as opposed to a fault of ours.
@@ -56,6 +67,9 @@ NOISE = (
     dict(message='The prefix is not set in metric class'),
     dict(message='Default ``avg_non_ignore`` is False'),
     dict(message='The draw is False, it means'),
+    dict(message='Setting [A-Z]+_NUM_THREADS environment variable'),
+    dict(message='`broadcast_buffers` is deprecated'),
+    dict(message='Grad strides do not match bucket view strides'),
 )
 # A class that is neither in the data nor predicted.
 EMPTY_ROW = re.compile(r'\|[^|]*(\| *nan *)+\|\s*$')
@@ -147,16 +161,12 @@ def load_run_config(args: argparse.Namespace) -> Config:
         ConfigError: If it does not exist or an option does not fit.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    dist.start(args.launcher)
     cfg = load_chosen_config(args)
     if args.mini:
         apply_mini(cfg)
     apply_options(cfg, args.cfg_options)
     cfg.launcher = args.launcher
-    if args.launcher != 'none' and not torch.cuda.is_available():
-        raise ConfigError(
-            f'--launcher {args.launcher} needs GPUs, and PyTorch sees none '
-            'here; leave it out to run on the CPU'
-        )
     if args.work_dir:
         cfg.work_dir = args.work_dir
     elif not cfg.get('work_dir'):
@@ -221,23 +231,69 @@ class ToolRunner(Runner):
                 handler.addFilter(_is_progress)
         return logger
 
+    def wrap_model(
+        self, model_wrapper_cfg: dict | None, model: nn.Module
+    ) -> nn.Module:
+        """Wrap the model for several processes, on the CPU too."""
+        if self.distributed and get_device() == 'cpu':
+            # PyTorch synchronises batch norm on GPUs alone.
+            model = revert_sync_batchnorm(model)
+            self.cfg.sync_bn = None
+            if model_wrapper_cfg is None:
+                model_wrapper_cfg = dict(
+                    broadcast_buffers=False,
+                    find_unused_parameters=self.cfg.get(
+                        'find_unused_parameters', False
+                    ),
+                )
+            model_wrapper_cfg = dist.without_device(model_wrapper_cfg)
+        return super().wrap_model(model_wrapper_cfg, model)
+
     @staticmethod
     def build_dataloader(
-        dataloader: Any, *args: Any, **kwargs: Any
+        dataloader: Any,
+        seed: int | None = None,
+        diff_rank_seed: bool = False,
     ) -> DataLoader:
-        """Build a data loader that names the file where it fails."""
-        loader = Runner.build_dataloader(dataloader, *args, **kwargs)
+        """Build a data loader that names the file where it fails.
+
+        What is random in a sample is seeded by its place in the training.
+        """
+        loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
         guard(loader.dataset)
+        if seed is not None:
+            seed_samples(loader, seed)
         return loader
+
+    def register_hooks(self, *args: Any, **kwargs: Any) -> None:
+        """Register hooks, with the one that seeds each step."""
+        super().register_hooks(*args, **kwargs)
+        self.register_hook(SeedStepHook())
 
 
 def build_runner(cfg: Config) -> Runner:
     """The runner that a config asks for."""
+    if cfg.get('resume'):
+        _resume_seed(cfg)
     if 'runner_type' in cfg:
         return RUNNERS.build(cfg)
     runner = ToolRunner.from_cfg(cfg)
     print_log(f'log, config and checkpoints: {runner.log_dir}', 'current')
     return runner
+
+
+def _resume_seed(cfg: Config) -> None:
+    """Take the seed of the checkpoint where the config has none.
+
+    MMEngine does it after the order of the data was drawn.
+    """
+    path = cfg.get('load_from')
+    if not path and Path(cfg.work_dir, 'last_checkpoint').is_file():
+        path = find_latest_checkpoint(cfg.work_dir)
+    randomness = cfg.setdefault('randomness', dict(seed=None))
+    if path and randomness.get('seed') is None:
+        meta = CheckpointLoader.load_checkpoint(path, 'cpu').get('meta', {})
+        randomness.seed = meta.get('seed')
 
 
 def quieten(logger: logging.Logger) -> None:
@@ -383,6 +439,7 @@ def run(main: Callable[[Sequence[str] | None], Any]) -> None:
     silence_noise()
     try:
         main(None)
+        dist.stop()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
