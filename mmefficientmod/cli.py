@@ -290,10 +290,11 @@ def _resume_seed(cfg: Config) -> None:
     path = cfg.get('load_from')
     if not path and Path(cfg.work_dir, 'last_checkpoint').is_file():
         path = find_latest_checkpoint(cfg.work_dir)
-    randomness = cfg.setdefault('randomness', dict(seed=None))
+    randomness = cfg.get('randomness') or {}
     if path and randomness.get('seed') is None:
-        meta = CheckpointLoader.load_checkpoint(path, 'cpu').get('meta', {})
-        randomness.seed = meta.get('seed')
+        checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu', 'silent')
+        seed = checkpoint.get('meta', {}).get('seed')
+        cfg.randomness = dict(randomness, seed=seed)
 
 
 def quieten(logger: logging.Logger) -> None:

@@ -1,11 +1,11 @@
 """Random numbers that depend on the place in a training, not on its past.
 
 MMEngine seeds a run once. A run that is resumed starts that sequence anew: it
-augments its first images as it did those of iteration 0, whatever the state
-in which the run was stopped. Here each sample and each step is seeded by
-itself, from the seed of the run, the rank, and how many came before it. A
-resumed run then gives the losses of one that was never stopped, with any
-number of worker processes.
+augments its first images as it did those of iteration 0. Here each sample and
+each step is seeded by itself, from the seed of the run and its place in it. A
+resumed run then gives the losses of one that was never stopped, and the
+samples are the same whatever the number of workers or of processes that share
+a batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import get_rank
+from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -50,7 +50,7 @@ class SeedStepHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
         """Seed by the number of the iteration."""
-        seed_by(runner.seed, runner.rank, STEP, runner.iter)
+        seed_by(runner.seed, STEP, runner.rank, runner.iter)
 
 
 def seed_samples(loader: DataLoader, seed: int) -> None:
@@ -83,13 +83,13 @@ def _count_draws(sampler: Sampler) -> None:
         skipped = 0
 
         def __iter__(self) -> Iterator[Any]:
-            key = (get_rank(), SAMPLE, getattr(self, 'epoch', 0))
-            count = itertools.count(self.skipped)
-            for index in super().__iter__():
-                place = next(count)
+            # MMEngine's samplers deal a common order out, one to a rank.
+            rank, ranks = get_dist_info()
+            places = itertools.count(ranks * self.skipped + rank, ranks)
+            for place, index in zip(places, super().__iter__(), strict=False):
                 if isinstance(index, int):
                     index = _Draw(index)
-                    index.key = (*key, place)
+                    index.key = (SAMPLE, getattr(self, 'epoch', 0), place)
                 yield index
 
     if hasattr(kind, 'skip'):
