@@ -1,21 +1,35 @@
-"""Two processes on a CPU: the gradients of one with the joined batch."""
+"""Two processes on a CPU do what one does with the joined batch."""
 
 import os
+import pickle
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 import torch
+from mmengine.device import get_device
 from mmengine.model import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from mmefficientmod import EfficientMod
+from mmefficientmod import EfficientMod, cli, dist
 
+ROOT = Path(__file__).parents[1]
+SEG = 'mmefficientmod::seg/fpn_efficientmod_xxs_ade20k.py'
 TINY = dict(
     dims=(8, 16, 24, 32),
     depths=(1, 1, 1, 1),
     attn_depths=(0, 0, 1, 1),
     expand_ratios=(1, 3),
     attn_mlp_ratios=(2, 2, 2, 2),
+)
+pytestmark = pytest.mark.skipif(
+    get_device() != 'cpu', reason='there is a GPU, which MMEngine would take'
 )
 
 
@@ -77,3 +91,212 @@ def test_sync_bn_conversion_takes_the_neck_alone():
         k for n, k in kinds.items() if n.startswith('backbone')
     }
     assert_close(model.eval()(images()), Segmentor().eval()(images()))
+
+
+@pytest.fixture
+def workplace(tmp_path, mini_root, monkeypatch):
+    """A folder of its own, in which the miniatures are."""
+    monkeypatch.chdir(tmp_path)
+    Path('data').mkdir()
+    Path('data/mini').symlink_to(mini_root)
+    return tmp_path
+
+
+def run_config(config, *argv):
+    """A config as the tools read it."""
+    parser = cli.config_arguments('')
+    cli.add_run_arguments(parser)
+    return cli.load_run_config(parser.parse_args([config, '--mini', *argv]))
+
+
+# Losses that are a mean over samples, as those of MMSegmentation: a config,
+# and options that take out what depends on the batch. SyncBN of the configs
+# becomes plain BN on a CPU, with statistics of each process alone; dropout
+# differs between processes as it has to.
+MEANS = [
+    (
+        SEG,
+        [
+            'model.decode_head.norm_cfg.type=GN',
+            'model.decode_head.norm_cfg.num_groups=8',
+            'model.decode_head.dropout_ratio=0.0',
+        ],
+    ),
+]
+
+
+def gradients(rank, ranks, config, options, folder, port):
+    """The gradients of a whole model in the first step of a real run."""
+    os.chdir(folder)
+    launcher = 'none'
+    if ranks > 1:
+        launcher = 'pytorch'
+        os.environ.update(
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(ranks),
+            MASTER_ADDR='127.0.0.1',
+            MASTER_PORT=str(port),
+            GLOO_SOCKET_IFNAME='lo',
+        )
+    cfg = run_config(
+        *[config, '--launcher', launcher, '--cfg-options'],
+        f'train_dataloader.batch_size={4 // ranks}',
+        'env_cfg.mp_cfg.mp_start_method=spawn',
+        *options,
+    )
+    runner = cli.build_runner(cfg)
+    loader = runner.build_dataloader(cfg.train_dataloader, runner.seed)
+    wrapped = runner.model.train()
+    model = wrapped.module if ranks > 1 else wrapped
+    data = model.data_preprocessor(next(iter(loader)), True)
+    loss, _ = model.parse_losses(wrapped(**data, mode='loss'))
+    loss.backward()
+    grads = {n: p.grad for n, p in model.named_parameters()}
+    torch.save(grads, f'{folder}/{rank}_of_{ranks}.pth')
+    dist.stop()
+
+
+@pytest.mark.parametrize(('config', 'options'), MEANS)
+def test_gradients_of_a_whole_model(workplace, config, options):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    args = (config, options, str(workplace), port)
+    torch.multiprocessing.spawn(gradients, (2, *args), nprocs=2)
+    gradients(0, 1, *args)
+    one, *two = (
+        torch.load(name, weights_only=True)
+        for name in ('0_of_1.pth', '0_of_2.pth', '1_of_2.pth')
+    )
+    largest = max(grad.abs().max() for grad in one.values())
+    assert largest > 0.01
+    for got in two:
+        assert_close(got, one, rtol=1e-5, atol=1e-5 * float(largest))
+
+
+def script(name, *argv, **environment):
+    """Run a shell script of tools/ and return what it printed."""
+    run = subprocess.run(
+        [ROOT / 'tools' / name, *argv],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            'PYTHON': sys.executable,
+            'GLOO_SOCKET_IFNAME': 'lo',
+            **environment,
+        },
+    )
+    return run.returncode, run.stdout + run.stderr
+
+
+# A task a line. An odd number of images: one of the processes has one more.
+TESTED = [(SEG, ['test_dataloader.dataset.indices=5'])]
+
+
+@pytest.mark.parametrize(('config', 'options'), TESTED)
+def test_two_processes_test_as_one(tool, workplace, config, options):
+    cfg = run_config(config, '--cfg-options', *options)
+    torch.manual_seed(0)
+    model = cli.build_runner(cfg).model
+    model.init_weights()
+    torch.save({'state_dict': model.state_dict()}, 'weights.pth')
+    argv = [config, 'weights.pth', '--mini', '--out', 'one']
+    tool('test').main([*argv, '--cfg-options', *options])
+    code, output = script(
+        'dist_test.sh', config, 'weights.pth', '2', '--mini', '--out', 'two',
+        *['--cfg-options', *options],
+    )  # fmt: skip
+    assert code == 0, output
+    one, two = (Path(x, 'metrics.json').read_text() for x in ('one', 'two'))
+    assert re.search(r'[1-9]', one.split('metrics')[-1])
+    assert two == one
+    files = [
+        {p.name: p.read_bytes() for p in Path(x, 'predictions').iterdir()}
+        for x in ('one', 'two')
+    ]
+    assert files[0]
+    for name, content in files[0].items():
+        if name.endswith('.pkl'):
+            assert_same(pickle.loads(files[1][name]), pickle.loads(content))
+        else:
+            assert files[1][name] == content
+    assert files[0].keys() == files[1].keys()
+
+
+def assert_same(got, expected):
+    """Compare pickled predictions."""
+    if isinstance(expected, dict):
+        assert got.keys() == expected.keys()
+        for key in expected:
+            assert_same(got[key], expected[key])
+    elif isinstance(expected, (list, tuple)):
+        assert len(got) == len(expected)
+        for pair in zip(got, expected, strict=True):
+            assert_same(*pair)
+    elif isinstance(expected, torch.Tensor):
+        assert_close(got, expected)
+    else:
+        assert str(got) == str(expected)
+
+
+@pytest.mark.parametrize(
+    ('argv', 'environment', 'message'),
+    [
+        (['dist_train.sh', SEG], {}, 'usage: tools/dist_train.sh CONFIG GPUS'),
+        (['dist_test.sh', SEG, '2'], {}, 'usage: tools/dist_test.sh CONFIG'),
+        (['slurm_train.sh', 'gpu'], {}, 'usage: tools/slurm_train.sh PART'),
+        (['slurm_test.sh', 'gpu'], {}, 'usage: tools/slurm_test.sh PART'),
+        (['dist_train.sh', SEG, '--mini'], {}, "processes, not '--mini'"),
+        (
+            ['dist_train.sh', SEG, '2'],
+            {'NNODES': '2'},
+            'NNODES=2 also needs MASTER_ADDR',
+        ),
+    ],
+)
+def test_scripts_say_what_they_want(argv, environment, message):
+    code, output = script(*argv, **environment)
+    assert code == 2
+    assert message in output
+
+
+def test_slurm_scripts(tmp_path, monkeypatch):
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
+    code, output = script(
+        *['slurm_train.sh', 'night', 'name of job', SEG, '--resume'],
+        GPUS='16',
+        SRUN_ARGS='--time 1:00 --exclusive',
+    )
+    assert code == 0, output
+    lines = output.splitlines()
+    pairs = dict(zip(lines, lines[1:], strict=False))
+    assert pairs['--partition'] == 'night'
+    assert pairs['--job-name'] == 'name of job'
+    assert pairs['--gres'] == 'gpu:8'
+    assert pairs['--ntasks'] == '16'
+    assert pairs['--ntasks-per-node'] == '8'
+    assert pairs['--time'] == '1:00'
+    tool = str(ROOT / 'tools/train.py')
+    assert lines[lines.index(tool) :] == [
+        *[tool, SEG, '--resume', '--launcher', 'slurm']
+    ]
+    code, output = script(
+        *['slurm_test.sh', 'night', 'job', SEG, 'x.pth', '--tta'], GPUS='2'
+    )
+    assert f'test.py\n{SEG}\nx.pth\n--tta\n--launcher\nslurm' in output
+    assert '--ntasks-per-node\n2\n' in output
+
+
+@pytest.mark.skipif(not shutil.which('shellcheck'), reason='no shellcheck')
+def test_shellcheck():
+    run = subprocess.run(
+        ['shellcheck', '-x', '-P', 'SCRIPTDIR', *ROOT.glob('tools/*.sh')],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout
