@@ -18,6 +18,7 @@ from mmefficientmod.config import register_config_packages  # noqa: E402
 
 register_config_packages()
 
+from mmefficientmod import fsdp  # noqa: E402, F401
 from mmefficientmod.models import EfficientMod  # noqa: E402
 from mmefficientmod.swap import swap_backbone  # noqa: E402
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine._strategy import BaseStrategy
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
@@ -32,10 +33,12 @@ from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import (
     CheckpointLoader,
+    FlexibleRunner,
     Runner,
     find_latest_checkpoint,
 )
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import DataLoader
 
 from mmefficientmod import dist
@@ -69,6 +72,7 @@ NOISE = (
     dict(message='The draw is False, it means'),
     dict(message='Setting [A-Z]+_NUM_THREADS environment variable'),
     dict(message='`broadcast_buffers` is deprecated'),
+    dict(message='FSDP.state_dict_type'),
     dict(message='Grad strides do not match bucket view strides'),
 )
 # A class that is neither in the data nor predicted.
@@ -215,39 +219,8 @@ def _collate_like_mmpretrain(cfg: Config) -> None:
             ) | dict(cfg[name])
 
 
-class ToolRunner(Runner):
-    """MMEngine's runner, with a terminal that shows progress.
-
-    Environment, config and hooks stand in the log file alone; the notes in
-    ``NOISE`` and the rows of classes that a table has no number for, nowhere.
-    """
-
-    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
-        """Build the logger and quieten it."""
-        logger = super().build_logger(*args, **kwargs)
-        quieten(logger)
-        for handler in logger.handlers:
-            if not isinstance(handler, logging.FileHandler):
-                handler.addFilter(_is_progress)
-        return logger
-
-    def wrap_model(
-        self, model_wrapper_cfg: dict | None, model: nn.Module
-    ) -> nn.Module:
-        """Wrap the model for several processes, on the CPU too."""
-        if self.distributed and get_device() == 'cpu':
-            # PyTorch synchronises batch norm on GPUs alone.
-            model = revert_sync_batchnorm(model)
-            self.cfg.sync_bn = None
-            if model_wrapper_cfg is None:
-                model_wrapper_cfg = dict(
-                    broadcast_buffers=False,
-                    find_unused_parameters=self.cfg.get(
-                        'find_unused_parameters', False
-                    ),
-                )
-            model_wrapper_cfg = dist.without_device(model_wrapper_cfg)
-        return super().wrap_model(model_wrapper_cfg, model)
+class _Tool:
+    """What the runners of the tools have in common."""
 
     @staticmethod
     def build_dataloader(
@@ -271,13 +244,77 @@ class ToolRunner(Runner):
         self.register_hook(SeedStepHook())
 
 
+class ToolRunner(_Tool, Runner):
+    """MMEngine's runner, with a terminal that shows progress.
+
+    Environment, config and hooks stand in the log file alone; the notes in
+    ``NOISE`` and the rows of classes that a table has no number for, nowhere.
+    """
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """Build the logger and quieten it."""
+        logger = super().build_logger(*args, **kwargs)
+        show_progress(logger)
+        return logger
+
+    def wrap_model(
+        self, model_wrapper_cfg: dict | None, model: nn.Module
+    ) -> nn.Module:
+        """Wrap the model for several processes, on the CPU too."""
+        if self.distributed and get_device() == 'cpu':
+            # PyTorch synchronises batch norm on GPUs alone.
+            model = revert_sync_batchnorm(model)
+            self.cfg.sync_bn = None
+            if model_wrapper_cfg is None:
+                model_wrapper_cfg = dict(
+                    broadcast_buffers=False,
+                    find_unused_parameters=self.cfg.get(
+                        'find_unused_parameters', False
+                    ),
+                )
+            model_wrapper_cfg = dist.without_device(model_wrapper_cfg)
+        return super().wrap_model(model_wrapper_cfg, model)
+
+
+class ToolFlexibleRunner(_Tool, FlexibleRunner):
+    """MMEngine's runner with a strategy, such as FSDP, in the same way."""
+
+    def build_strategy(
+        self, strategy: Any = None, launcher: str = 'none', **kwargs: Any
+    ) -> BaseStrategy:
+        """Build the strategy and quieten its logger.
+
+        Raises:
+            ConfigError: If it needs GPUs that are not there.
+        """
+        kind = (strategy or {}).get('type', 'DDPStrategy')
+        if get_device() == 'cpu' and launcher != 'none':
+            if kind == 'DDPStrategy':
+                raise ConfigError(
+                    'DDPStrategy needs GPUs; without `runner_type` the '
+                    'config trains on several processes of the CPU too'
+                )
+        elif launcher == 'none' and 'FSDP' in str(kind):
+            raise ConfigError(
+                'FSDP is for several processes; start them with '
+                'tools/dist_train.sh'
+            )
+        built = super().build_strategy(strategy, launcher, **kwargs)
+        show_progress(built.logger)
+        return built
+
+
+RUNNER_TYPES = dict(Runner=ToolRunner, FlexibleRunner=ToolFlexibleRunner)
+
+
 def build_runner(cfg: Config) -> Runner:
     """The runner that a config asks for."""
     if cfg.get('resume'):
         _resume_seed(cfg)
-    if 'runner_type' in cfg:
+    kind = cfg.get('runner_type', 'Runner')
+    if kind not in RUNNER_TYPES:
         return RUNNERS.build(cfg)
-    runner = ToolRunner.from_cfg(cfg)
+    runner = RUNNER_TYPES[kind].from_cfg(cfg)
     print_log(f'log, config and checkpoints: {runner.log_dir}', 'current')
     return runner
 
@@ -295,6 +332,14 @@ def _resume_seed(cfg: Config) -> None:
         checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu', 'silent')
         seed = checkpoint.get('meta', {}).get('seed')
         cfg.randomness = dict(randomness, seed=seed)
+
+
+def show_progress(logger: logging.Logger) -> None:
+    """Keep what is no progress out of the terminal, and noise out of all."""
+    quieten(logger)
+    for handler in logger.handlers:
+        if not isinstance(handler, logging.FileHandler):
+            handler.addFilter(_is_progress)
 
 
 def quieten(logger: logging.Logger) -> None:
@@ -333,7 +378,10 @@ class CheckpointCheckHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Load it strictly, ahead of MMEngine."""
         model = runner.model
-        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        # FSDP has to gather its shards itself.
+        while not isinstance(model, FullyShardedDataParallel) and (
+            is_model_wrapper(model) or isinstance(model, BaseTTAModel)
+        ):
             model = model.module
         load_whole(model, checkpoint, self.path)
 

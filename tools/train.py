@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from mmefficientmod import cli
-from mmefficientmod.config import ConfigError
+from mmefficientmod.config import ConfigError, load_config
 from mmefficientmod.datasets import check_data_exists
 
 
@@ -34,12 +34,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action='store_true',
         help='scale the learning rate linearly with the total batch',
     )
+    parser.add_argument(
+        '--fsdp',
+        action='store_true',
+        help='deal the weights out to the processes (FSDP), a stage at a time',
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> Runner:
     args = parse_args(argv)
     cfg = cli.load_run_config(args)
+    if args.fsdp:
+        cfg.merge_from_dict(load_config('mmefficientmod::_base_/fsdp.py'))
     if args.amp:
         cli.train_with_amp(cfg)
     if args.resume:
