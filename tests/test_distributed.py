@@ -1,5 +1,6 @@
 """Two processes on a CPU do what one does with the joined batch."""
 
+import json
 import os
 import pickle
 import re
@@ -7,13 +8,16 @@ import shutil
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.device import get_device
 from mmengine.model import convert_sync_batchnorm
+from mmengine.model.wrappers import MMFullyShardedDataParallel
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
@@ -157,12 +161,15 @@ def gradients(rank, ranks, config, options, folder, port):
     dist.stop()
 
 
-@pytest.mark.parametrize(('config', 'options'), MEANS)
-def test_gradients_of_a_whole_model(workplace, config, options):
+def free_port():
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    args = (config, options, str(workplace), port)
+        return free.getsockname()[1]
+
+
+@pytest.mark.parametrize(('config', 'options'), MEANS)
+def test_gradients_of_a_whole_model(workplace, config, options):
+    args = (config, options, str(workplace), free_port())
     torch.multiprocessing.spawn(gradients, (2, *args), nprocs=2)
     gradients(0, 1, *args)
     one, *two = (
@@ -239,6 +246,181 @@ def assert_same(got, expected):
         assert_close(got, expected)
     else:
         assert str(got) == str(expected)
+
+
+def losses(work_dir):
+    """The loss of each iteration, in full precision."""
+    (path,) = Path(work_dir).glob('*/vis_data/scalars.json')
+    lines = [json.loads(x) for x in path.read_text().splitlines()]
+    return {x['step']: x['loss'] for x in lines if 'loss' in x}
+
+
+def short(iterations, *options):
+    return [
+        '--cfg-options',
+        f'train_cfg.max_iters={iterations}',
+        'default_hooks.logger.interval=1',
+        'default_hooks.checkpoint.interval=2',
+        'log_processor.window_size=1',
+        'val_cfg=None',
+        'val_dataloader=None',
+        'val_evaluator=None',
+        *options,
+    ]
+
+
+def test_fsdp_is_told_where_it_cannot_run(workplace):
+    if fsdp_runs():
+        pytest.skip('it can run here')
+    code, output = script(
+        'dist_train.sh', SEG, '2', '--mini', '--fsdp', *short(2)
+    )
+    assert code
+    assert 'error: FSDP on the CPU needs a newer PyTorch than' in output
+
+
+def fsdp_runs():
+    """PyTorch 2.1 asks the CPU for a stream with a priority, which has none.
+
+    TypeError: Stream() takes no arguments, in _init_streams.
+    """
+    try:
+        torch.cpu.Stream(priority=-1)
+    except TypeError:
+        return False
+    return True
+
+
+needs_fsdp = pytest.mark.skipif(
+    not fsdp_runs(), reason='this PyTorch has no FSDP on a CPU'
+)
+
+
+@needs_fsdp
+def test_fsdp_wraps_by_stage(tmp_path):
+    torch.distributed.init_process_group(
+        'gloo', f'file://{tmp_path}/rendezvous', rank=0, world_size=1
+    )
+    try:
+        model = MMFullyShardedDataParallel(
+            Segmentor(), auto_wrap_policy='wrap_by_stage', device_id='cpu'
+        )
+        wrapped = [
+            type(m.module).__name__
+            for m in model.modules()
+            if isinstance(m, FullyShardedDataParallel)
+        ]
+    finally:
+        dist.stop()
+    assert wrapped == ['Segmentor', *['Stage'] * 4]
+
+
+@pytest.mark.slow
+@needs_fsdp
+@pytest.mark.parametrize(('config', 'options'), MEANS)
+def test_fsdp_trains_and_resumes(tool, workplace, config, options):
+    """As one process with the joined batch; resumed as never stopped."""
+    options = [
+        *options,
+        # Adam would make much of gradients that are nothing but rounding.
+        'optim_wrapper.optimizer.type=SGD',
+        'optim_wrapper.optimizer.lr=0.1',
+        # Which also keeps the schedule at its length.
+        'param_scheduler.0.start_factor=1.0',
+    ]
+    argv = [config, '--mini', '--work-dir']
+    tool('train').main(
+        [*argv, 'one', *short(2, 'train_dataloader.batch_size=4', *options)]
+    )
+    argv = ['dist_train.sh', config, '2', '--mini', '--fsdp', '--work-dir']
+    options = short(4, 'train_dataloader.batch_size=2', *options)
+    code, output = script(*argv, 'two', *options)
+    assert code == 0, output
+    # Any runner reads what FSDP wrote.
+    one, two = (
+        torch.load(f'{name}/iter_2.pth', weights_only=False)['state_dict']
+        for name in ('one', 'two')
+    )
+    assert_close(two, one, rtol=1e-5, atol=1e-6)
+
+    code, output = script(
+        *argv, 'rest', '--resume', 'two/iter_2.pth', *options
+    )
+    assert code == 0, output
+    whole, rest = losses('two'), losses('rest')
+    assert sorted(whole) == [1, 2, 3, 4]
+    assert rest == {k: pytest.approx(whole[k], rel=1e-6) for k in (3, 4)}
+
+
+# Two nodes of one process each, $1 and following are for dist_train.sh. It
+# is run in namespaces of its own, where it is root.
+TWO_NODES = """
+set -euo pipefail
+ip link set lo up
+unshare --net sleep 1000 &
+second=$!
+trap 'kill $second' EXIT
+until [ "$(readlink /proc/$second/ns/net)" != "$(readlink /proc/$$/ns/net)" ]
+do sleep 0.1; done
+ip link add left type veth peer name right netns $second
+ip addr add 10.9.0.1/24 dev left
+ip link set left up
+inside="nsenter --target $second --net"
+$inside ip addr add 10.9.0.2/24 dev right
+$inside ip link set right up
+$inside ip link set lo up
+export NNODES=2 MASTER_ADDR=10.9.0.1
+NODE_RANK=1 GLOO_SOCKET_IFNAME=right $inside "$@" &
+other=$!
+NODE_RANK=0 GLOO_SOCKET_IFNAME=left "$@"
+wait $other
+"""
+NAMESPACES = ['unshare', '--user', '--map-root-user', '--net']
+
+
+def namespaces_allowed():
+    probe = 'unshare --net true && ip link add x type veth peer name y'
+    try:
+        return not subprocess.run(
+            [*NAMESPACES, 'sh', '-c', probe], capture_output=True
+        ).returncode
+    except FileNotFoundError:
+        return False
+
+
+def run_two_nodes(argv):
+    """Start two agents of torchrun that find each other."""
+    if namespaces_allowed():
+        command = [*NAMESPACES, 'bash', '-c', TWO_NODES, 'nodes', *argv]
+        run = subprocess.run(
+            command,
+            env={**os.environ, 'PYTHON': sys.executable},
+            capture_output=True,
+            text=True,
+        )
+        return run.returncode, run.stdout + run.stderr
+    where = dict(NNODES='2', MASTER_ADDR='127.0.0.1', PORT=str(free_port()))
+    with ThreadPoolExecutor() as pool:
+        nodes = [
+            pool.submit(script, argv[0].name, *argv[1:], NODE_RANK=i, **where)
+            for i in '01'
+        ]
+        results = [node.result() for node in nodes]
+    return max(code for code, _ in results), str(results)
+
+
+@pytest.mark.slow
+def test_two_nodes_train_as_one(workplace):
+    options = short(10)
+    argv = ['dist_train.sh', SEG, '2', '--mini', '--work-dir', 'one']
+    code, output = script(*argv, *options)
+    assert code == 0, output
+    argv = [ROOT / 'tools/dist_train.sh', SEG, '1', '--mini']
+    code, output = run_two_nodes([*argv, '--work-dir', 'two', *options])
+    assert code == 0, output
+    one, two = losses('one'), losses('two')
+    assert len(one) == 10
+    assert two == pytest.approx(one, rel=1e-6)
 
 
 @pytest.mark.parametrize(
