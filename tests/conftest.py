@@ -36,6 +36,15 @@ def mini_root(tmp_path_factory):
     return root
 
 
+@pytest.fixture
+def mini_place(tmp_path, mini_root, monkeypatch):
+    """A working directory of its own, in which the miniatures are."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/mini').symlink_to(mini_root)
+    return tmp_path
+
+
 @pytest.fixture(autouse=True)
 def fresh_singletons():
     """MMEngine keeps loggers and visualizers by name for a whole process."""

@@ -132,6 +132,18 @@ def test_wheel_content(wheel):
     assert f'{info}licenses/LICENSE' in names
 
 
+def test_wheel_keeps_scripts_executable(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        modes = {
+            Path(x.filename).name: x.external_attr >> 16
+            for x in archive.infolist()
+            if x.filename.endswith('.sh')
+        }
+    assert modes.pop('launch.sh')  # which the others read
+    assert len(modes) == 4
+    assert all(mode & 0o111 == 0o111 for mode in modes.values())
+
+
 def test_sdist_content(dists):
     (path,) = dists.glob('*.tar.gz')
     prefix = f'mmefficientmod-{__version__}/'

@@ -1,6 +1,9 @@
 """A run that was stopped and resumed sees what one never stopped sees."""
 
+import json
 import random
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,3 +168,79 @@ def test_every_generator_is_seeded():
         drawn.append((random.random(), np.random.rand(), torch_number))
     assert drawn[0] == drawn[1]
     assert not set(drawn[0]) & set(drawn[2])
+
+
+def losses(work_dir):
+    """What the log of each iteration says of the losses."""
+    found = {}
+    for path in Path(work_dir).glob('*/vis_data/scalars.json'):
+        for line in path.read_text().splitlines():
+            logged = json.loads(line)
+            values = {k: v for k, v in logged.items() if 'loss' in k}
+            if values:  # not a validation
+                found[logged['step']] = values
+    return found
+
+
+# A task a line: a config, the checkpoint of half a run and that of a whole
+# one, and what makes it short.
+EPOCHS = ['train_cfg.max_epochs=2', 'default_hooks.checkpoint.interval=1']
+TASKS = [
+    (
+        'seg/fpn_efficientmod_xxs_ade20k.py',
+        ('iter_2.pth', 'iter_4.pth'),
+        ['train_cfg.max_iters=4', 'default_hooks.checkpoint.interval=2'],
+    ),
+    (
+        'det/mask_rcnn_efficientmod_xxs_fpn_1x_coco.py',
+        ('epoch_1.pth', 'epoch_2.pth'),
+        [*EPOCHS, 'train_dataloader.dataset.indices=2'],
+    ),
+    (
+        'cls/efficientmod_xxs_in1k.py',
+        ('epoch_1.pth', 'epoch_2.pth'),
+        [
+            *EPOCHS,
+            'train_dataloader.dataset.indices=8',
+            'train_dataloader.batch_size=4',
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(('name', 'checkpoints', 'options'), TASKS)
+def test_tasks_resumed_as_never_stopped(
+    tool, mini_place, name, checkpoints, options
+):
+    options = [
+        '--cfg-options',
+        *options,
+        'train_cfg.val_interval=1',
+        'val_dataloader.dataset.indices=1',
+        'default_hooks.logger.interval=1',
+        'log_processor.window_size=1',
+        'model.backbone.drop_path_rate=0.3',
+    ]
+    argv = [f'mmefficientmod::{name}', '--mini', '--work-dir']
+    tool('train').main([*argv, 'whole', *options])
+    # As a run leaves it that is stopped after its first checkpoint.
+    half, end = checkpoints
+    Path('rest').mkdir()
+    shutil.copy(f'whole/{half}', 'rest')
+    Path('rest/last_checkpoint').write_text(f'rest/{half}')
+    seed_by(7)  # whatever the state of the generators
+    tool('train').main([*argv, 'rest', '--resume', *options])
+    whole, rest = losses('whole'), losses('rest')
+    done = len(whole) // 2
+    assert sorted(whole) == list(range(1, 2 * done + 1))
+    assert rest == {
+        step: pytest.approx(whole[step], rel=1e-6)
+        for step in range(done + 1, 2 * done + 1)
+    }
+    one, two = (
+        torch.load(f'{folder}/{end}', weights_only=False)
+        for folder in ('whole', 'rest')
+    )
+    assert_close(two['state_dict'], one['state_dict'])
+    assert_close(two['optimizer']['state'], one['optimizer']['state'])
+    assert_close(two.get('ema_state_dict', {}), one.get('ema_state_dict', {}))

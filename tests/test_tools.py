@@ -158,59 +158,6 @@ def test_tta(train, tool):
     assert plain['aAcc'] != flipped['aAcc']
 
 
-def losses(work_dir):
-    """What the log of each iteration says of the losses."""
-    found = {}
-    for path in work_dir.glob('*/vis_data/scalars.json'):
-        for line in path.read_text().splitlines():
-            logged = json.loads(line)
-            values = {k: v for k, v in logged.items() if 'loss' in k}
-            if values:  # not a validation
-                found[logged['step']] = values
-    return found
-
-
-# One line a task: a config, and how often it validates on the way.
-RESUMED = [
-    (CONFIG, ['train_cfg.val_interval=2', 'model.backbone.drop_path_rate=.2']),
-]
-
-
-@pytest.mark.parametrize(('config', 'more'), RESUMED)
-def test_resume_gives_the_losses_of_a_whole_run(
-    train, workplace, config, more
-):
-    options = [
-        'train_cfg.max_iters=4',
-        'default_hooks.checkpoint.interval=2',
-        'default_hooks.logger.interval=1',
-        'log_processor.window_size=1',
-        'param_scheduler.0.end=1',
-        'param_scheduler.1.end=4',
-        'randomness.seed=3',
-        *more,
-    ]
-    train('--work-dir', 'whole', config=config, options=options)
-    whole = losses(workplace / 'whole')
-    # As a run leaves it that is stopped after the third iteration.
-    (workplace / 'rest').mkdir()
-    shutil.copy('whole/iter_2.pth', 'rest')
-    Path('rest/last_checkpoint').write_text('rest/iter_2.pth')
-    torch.manual_seed(7)  # whatever the state of the generators
-    train('--work-dir', 'rest', '--resume', config=config, options=options)
-    rest = losses(workplace / 'rest')
-    assert sorted(whole) == [1, 2, 3, 4]
-    assert rest == {
-        step: pytest.approx(whole[step], rel=1e-6) for step in (3, 4)
-    }
-    one, two = (
-        torch.load(f'{name}/iter_4.pth', weights_only=False)
-        for name in ('whole', 'rest')
-    )
-    assert_close(two['state_dict'], one['state_dict'])
-    assert_close(two['optimizer'], one['optimizer'])
-
-
 def test_resume_refuses_another_variant(train, tool, capsys):
     checkpoint = str(train() / 'iter_2.pth')
     other = CONFIG.replace('xxs', 'xs')
