@@ -74,7 +74,13 @@ NOISE = (
     dict(message='`broadcast_buffers` is deprecated'),
     dict(message='FSDP.state_dict_type'),
     dict(message='Grad strides do not match bucket view strides'),
+    dict(message='faster_coco_eval is not installed'),
+    dict(message="'pin_memory' argument is set as true"),
 )
+# What stands in the log file alone.
+NO_PROGRESS = (
+    '----', 'Config:', 'Exp name:', 'Hooks will be', 'paramwise_options',
+)  # fmt: skip
 # A class that is neither in the data nor predicted.
 EMPTY_ROW = re.compile(r'\|[^|]*(\| *nan *)+\|\s*$')
 # Where MMEngine builds what a config names.
@@ -359,7 +365,7 @@ def _drop_noise(record: logging.LogRecord) -> bool:
 def _is_progress(record: logging.LogRecord) -> bool:
     return record.levelno > logging.INFO or not record.getMessage().lstrip(
         '\n'
-    ).startswith(('----', 'Config:', 'Hooks will be', 'paramwise_options'))
+    ).startswith(NO_PROGRESS)
 
 
 @ROOT_HOOKS.register_module()

@@ -135,6 +135,9 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
         if key in options and key in cfg:
             replace_everywhere(cfg, cfg[key], _like(cfg[key], options[key]))
     length, by_epoch = _length(cfg)
+    if by_epoch and length and options.get('train_cfg.max_iters'):
+        count_iterations(cfg, options['train_cfg.max_iters'])
+        length, by_epoch = _length(cfg)
     try:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError, AssertionError) as error:
@@ -209,6 +212,40 @@ def scale_schedule(
             scheduler['milestones'] = [
                 max(1, round(m * factor)) for m in scheduler['milestones']
             ]
+
+
+def count_iterations(cfg: Config, max_iters: int) -> None:
+    """Make a config count iterations where it counts epochs.
+
+    The learning rate falls at the same shares of the training. Validation
+    and checkpoint come at the end.
+
+    Args:
+        cfg: The config, changed in place.
+        max_iters: Length of the training.
+    """
+    scale_schedule(cfg, epochs=max_iters / cfg.train_cfg.max_epochs)
+    schedulers = cfg.get('param_scheduler') or []
+    if isinstance(schedulers, Mapping):
+        schedulers = [schedulers]
+    for scheduler in schedulers:
+        scheduler['by_epoch'] = False
+        scheduler.pop('convert_to_iter_based', None)
+    cfg.train_cfg = dict(
+        type='IterBasedTrainLoop',
+        max_iters=max_iters,
+        val_interval=max_iters,
+    )
+    hooks = cfg.setdefault('default_hooks', {})
+    hooks.setdefault('checkpoint', dict(type='CheckpointHook')).update(
+        by_epoch=False, interval=max_iters
+    )
+    hooks.setdefault('logger', dict(type='LoggerHook'))[
+        'log_metric_by_epoch'
+    ] = False
+    cfg.setdefault('log_processor', dict(type='LogProcessor'))['by_epoch'] = (
+        False
+    )
 
 
 def walk_pipelines(cfg: Config) -> Iterator[Any]:

@@ -396,6 +396,30 @@ def test_parts_of_a_schedule_keep_two_steps():
     assert cfg.param_scheduler[1]['end'] == 4
 
 
+def test_max_iters_of_a_config_that_counts_epochs():
+    cfg = load_config(
+        'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+        {'train_cfg.max_iters': 300, 'param_scheduler.0.end': 30},
+    )
+    assert cfg.train_cfg == dict(
+        type='IterBasedTrainLoop', max_iters=300, val_interval=300
+    )
+    warm_up, steps = cfg.param_scheduler
+    assert warm_up['end'] == 30
+    assert (steps['end'], steps['milestones']) == (300, [200, 275])
+    assert not warm_up['by_epoch']
+    assert not steps['by_epoch']
+    assert not cfg.log_processor.by_epoch
+    assert not cfg.default_hooks.checkpoint.by_epoch
+    swin = load_config(
+        'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py',
+        {'train_cfg.max_iters': 600},
+    )
+    assert [s['by_epoch'] for s in swin.param_scheduler] == [False] * 2
+    assert swin.param_scheduler[0]['end'] == 40
+    assert swin.param_scheduler[1]['begin'] == 40
+
+
 def test_scale_reaches_every_pipeline():
     cfg = load_config(
         'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',

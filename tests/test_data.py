@@ -54,6 +54,7 @@ def test_ade20k_mini_is_what_it_says(mini_root):
             assert array.dtype == np.uint8
             present |= set(np.unique(array))
             pixels += (array > 0).mean()
+    assert ADE.images == ade20k_mini.SPLITS['training']
     assert present == {0, 2, 3, 5, 7, 10, 13, 21}
     assert pixels / sum(ade20k_mini.SPLITS.values()) > 0.95
     pictures = {p.read_bytes() for p in folder.rglob('*.jpg')}
@@ -138,9 +139,8 @@ def test_imagenet_mini_is_what_it_says(mini_root):
     names = {301: 'ladybug', 327: 'starfish', 340: 'zebra',
              918: 'crossword', 920: 'traffic light', 948: 'Granny Smith',
              950: 'orange', 954: 'banana'}  # fmt: skip
-    for split, loader in (('train', 'train'), ('val', 'val')):
-        dataset = DATASETS.build(cfg[f'{loader}_dataloader'].dataset)
-        count = imagenet_mini.SPLITS[split]
+    for split, count in imagenet_mini.SPLITS.items():
+        dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
         kinds = Counter(dataset.get_gt_labels().tolist())
         assert kinds == dict.fromkeys(names, count)
         for label, name in names.items():
@@ -151,6 +151,7 @@ def test_imagenet_mini_is_what_it_says(mini_root):
         p.read_bytes() for p in (mini_root / IMAGENET.folder).rglob('*.JPEG')
     }
     assert len(pictures) == 8 * sum(imagenet_mini.SPLITS.values())
+    assert IMAGENET.images == 8 * imagenet_mini.SPLITS['train']
     train = mini_root / IMAGENET.folder / 'train'
     assert (train / 'n02391049/n02391049_1.JPEG').is_file()
 

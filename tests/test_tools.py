@@ -96,6 +96,8 @@ def test_detection_is_trained_tested_and_drawn(tool, workplace, capsys):
     config = 'mmefficientmod::det/mask_rcnn_efficientmod_xxs_fpn_1x_coco.py'
     # With the usual threshold an untrained model finds nothing.
     options = ['--cfg-options', *FEW, 'model.test_cfg.rcnn.score_thr=0']
+    options += ['model.test_cfg.rcnn.max_per_img=3']
+    options += ['model.train_cfg.rcnn.sampler.num=32']
     runner = tool('train').main([config, '--mini', *options])
     assert runner.iter == 2
     work_dir = workplace / f'work_dirs/{Path(config).stem}_mini'
