@@ -52,6 +52,8 @@ TOKEN_HEADS = (
     'DeiTClsHead', 'LeViTClsHead', 'MIMHead', 'ConformerHead',
     'EfficientFormerClsHead', 'VigClsHead', 'SAMHead',
 )  # fmt: skip
+# They pool what they read themselves.
+MAP_HEADS = ('CSRAClsHead',)
 # Backbone and decoder in one, though what comes out could be a pyramid's.
 WHOLE_NETWORKS = ('CGNet', 'DDRNet', 'ICNet', 'PIDNet')
 LAYER_DECAY = (
@@ -227,9 +229,10 @@ def _swap_classifier(
     _carry_over(old, new, levels, pretrained)
     model.backbone = new
     _drop_weights(cfg, model, new, pretrained)
-    if not model.get('neck') or kind_of(model.neck) != 'GlobalAveragePooling':
-        if model.get('neck'):
-            _say(f'neck {kind_of(model.neck)} gives way to average pooling')
+    neck = kind_of(model.get('neck'))
+    if neck != 'GlobalAveragePooling' and kind_of(head) not in MAP_HEADS:
+        if neck:
+            _say(f'neck {neck} gives way to average pooling')
         model.neck = ConfigDict(type='GlobalAveragePooling')
     for node in walk(head):
         if isinstance(node.get('in_channels'), int):
