@@ -110,7 +110,24 @@ WORK = [
 ]
 
 
-@pytest.mark.parametrize('name', WORK, ids=lambda n: n.split('/')[-1][:-3])
+# What takes long on a CPU, most of it in matching or in wide heads.
+SLOW = (
+    'htc/', 'sparse_rcnn/', 'mask2former/', 'maskformer/', 'dino/', 'knet/',
+    'hr18', 'hrnetv2p', 'upernet_8xb2-amp', 'fastfcn/', 'yolov3', 'cascade/',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(
+            name,
+            marks=[pytest.mark.slow] if any(x in name for x in SLOW) else [],
+            id=name.split('/')[-1][:-3],
+        )
+        for name in WORK
+    ],
+)
 def test_stock_config_trains_and_predicts(name):
     logs, grads, predictions = stock.train_step_and_predict(name)
     for key, value in logs.items():
