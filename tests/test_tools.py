@@ -150,6 +150,24 @@ def test_classification_is_trained_tested_and_drawn(tool, workplace, capsys):
     assert str(drawn) in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('name', 'least'),
+    [
+        (
+            'det/mask_rcnn_efficientmod_s_fpn_1x_coco.py',
+            {'coco/bbox_mAP_50': 0.3, 'coco/segm_mAP_50': 0.3},
+        ),
+        ('cls/efficientmod_s_in1k.py', {'accuracy/top1': 60}),
+    ],
+)
+def test_miniatures_are_learned(tool, workplace, name, least):
+    runner = tool('train').main([f'mmefficientmod::{name}', '--mini'])
+    for metric, value in least.items():
+        reached = runner.message_hub.get_scalar(f'val/{metric}').current()
+        assert reached > value, metric
+
+
 def test_tta(train, tool):
     checkpoint = str(train() / 'iter_2.pth')
     options = ['--cfg-options', 'test_dataloader.dataset.indices=1']

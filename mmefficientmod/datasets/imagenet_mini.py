@@ -18,7 +18,7 @@ from .drawing import finish, vary, write_image
 
 SIDE = 80
 # Images of each class.
-SPLITS = {'train': 32, 'val': 10}
+SPLITS = {'train': 32, 'val': 15}
 
 
 def write_imagenet_mini(root: Path) -> None:

@@ -94,7 +94,7 @@ MINIATURES = {
         scale=(64, 64),
         crop_size=(64, 64),
         batch_size=16,
-        max_iters=320,
+        max_iters=400,
         # Half of the exponent that fits SGD, as is usual for Adam: the linear
         # rule would leave 3e-5 of 4e-3, too little for so few steps.
         lr_power=0.5,
