@@ -1,5 +1,6 @@
 """Swapping the backbone of stock configs: fits, trains, or says why not."""
 
+import gc
 import logging
 
 import pytest
@@ -24,6 +25,13 @@ BEIT_SEG = 'mmseg::beit/beit-base_upernet_8xb2-160k_ade20k-640x640.py'
 UPERNET = 'mmseg::upernet/upernet_r50_4xb4-80k_ade20k-512x512.py'
 RESNET = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
 XXS = [32, 64, 128, 256]
+
+
+@pytest.fixture(autouse=True)
+def free_models():
+    """Whole detectors refer to themselves, and would pile up."""
+    yield
+    gc.collect()
 
 
 def swap(name, backbone='efficientmod_xxs', **kwargs):
