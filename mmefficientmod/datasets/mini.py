@@ -74,7 +74,7 @@ MINIATURES = {
         scale=(384, 96),
         crop_size=(80, 80),
         batch_size=2,
-        max_iters=120,
+        max_iters=150,
     ),
     'CocoDataset': Miniature(
         folder='coco-1',
@@ -84,7 +84,7 @@ MINIATURES = {
         scale=(384, 64),
         crop_size=(64, 64),
         batch_size=1,
-        max_iters=132,
+        max_iters=88,
     ),
     'ImageNet': Miniature(
         folder='imagenet-1',
@@ -94,7 +94,7 @@ MINIATURES = {
         scale=(64, 64),
         crop_size=(64, 64),
         batch_size=16,
-        max_iters=400,
+        max_iters=320,
         # Half of the exponent that fits SGD, as is usual for Adam: the linear
         # rule would leave 3e-5 of 4e-3, too little for so few steps.
         lr_power=0.5,
@@ -137,7 +137,9 @@ def apply_mini(cfg: Config, root: str = 'data/mini') -> None:
         if cfg.get(loader):
             # The images are small: a worker would take a core from training.
             cfg[loader].update(num_workers=0, persistent_workers=False)
-    cfg.setdefault('randomness', dict(seed=0))
+    randomness = cfg.get('randomness') or {}
+    if randomness.get('seed') is None:
+        cfg.randomness = dict(randomness, seed=0)
 
 
 def prepare(mini: Miniature, root: str) -> Path:
