@@ -46,11 +46,17 @@ from mmefficientmod.checkpoint import CheckpointError, load_whole
 from mmefficientmod.config import (
     ConfigError,
     apply_options,
+    kind_of,
     load_config,
 )
 from mmefficientmod.datasets import DataError, apply_mini, guard
 from mmefficientmod.randomness import SeedStepHook, seed_samples
-from mmefficientmod.swap import BACKBONES, backbone_name, swap_backbone
+from mmefficientmod.swap import (
+    BACKBONES,
+    backbone_name,
+    find_model,
+    swap_backbone,
+)
 
 # What a user did wrong or lacks, as opposed to a fault of ours.
 USER_ERRORS = (CheckpointError, ConfigError, DataError)
@@ -203,13 +209,9 @@ def train_with_amp(cfg: Config) -> None:
         ConfigError: If its wrapper is one that cannot.
     """
     wrapper = cfg.optim_wrapper
-    if wrapper.get('type', 'OptimWrapper') not in (
-        'OptimWrapper',
-        'AmpOptimWrapper',
-    ):
-        raise ConfigError(
-            f'--amp cannot replace the optimizer wrapper {wrapper.type}'
-        )
+    kind = kind_of(wrapper) or 'OptimWrapper'
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ConfigError(f'--amp cannot replace the optimizer wrapper {kind}')
     wrapper.type = 'AmpOptimWrapper'
     wrapper.setdefault('loss_scale', 'dynamic')
 
@@ -316,28 +318,59 @@ RUNNER_TYPES = dict(Runner=ToolRunner, FlexibleRunner=ToolFlexibleRunner)
 def build_runner(cfg: Config) -> Runner:
     """The runner that a config asks for."""
     if cfg.get('resume'):
-        _resume_seed(cfg)
+        _resume_as_before(cfg)
     kind = cfg.get('runner_type', 'Runner')
     if kind not in RUNNER_TYPES:
         return RUNNERS.build(cfg)
+    hooks = cfg.get('custom_hooks') or []
+    if 'FSDP' in kind_of(cfg.get('strategy')) and 'EMAHook' in map(
+        kind_of, hooks
+    ):
+        raise ConfigError(
+            'FSDP does not go with EMAHook, which copies the model before it '
+            'is dealt out; leave the hook out with `--cfg-options '
+            "custom_hooks='[]'`"
+        )
     runner = RUNNER_TYPES[kind].from_cfg(cfg)
     print_log(f'log, config and checkpoints: {runner.log_dir}', 'current')
     return runner
 
 
-def _resume_seed(cfg: Config) -> None:
-    """Take the seed of the checkpoint where the config has none.
+def _resume_as_before(cfg: Config) -> None:
+    """Take the seed of the checkpoint, and see that the same is frozen.
 
-    MMEngine does it after the order of the data was drawn.
+    MMEngine takes the seed after the order of the data was drawn. Whether
+    `--backbone` keeps frozen stages depends on `--pretrained`.
+
+    Raises:
+        ConfigError: If the run that is resumed had other stages frozen.
     """
     path = cfg.get('load_from')
     if not path and Path(cfg.work_dir, 'last_checkpoint').is_file():
         path = find_latest_checkpoint(cfg.work_dir)
+    if not path:
+        return
+    checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu', 'silent')
+    meta = checkpoint.get('meta') or {}
     randomness = cfg.get('randomness') or {}
-    if path and randomness.get('seed') is None:
-        checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu', 'silent')
-        seed = checkpoint.get('meta', {}).get('seed')
-        cfg.randomness = dict(randomness, seed=seed)
+    if randomness.get('seed') is None:
+        cfg.randomness = dict(randomness, seed=meta.get('seed'))
+    if isinstance(meta.get('cfg'), str):
+        before = _frozen(Config.fromstring(meta['cfg'], '.py'))
+        now = _frozen(cfg)
+        if before != now:
+            raise ConfigError(
+                f'{path} is of a run with frozen_stages={before}, and this '
+                f'one has {now}; give the options of that run again, also '
+                '--pretrained'
+            )
+
+
+def _frozen(cfg: Config) -> int:
+    try:
+        return find_model(cfg).backbone.get('frozen_stages', -1)
+    except ConfigError:  # it brings its own backbone
+        return -1
 
 
 def show_progress(logger: logging.Logger) -> None:

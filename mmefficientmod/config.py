@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import MODULE2PACKAGE, ConfigParsingError
 from mmengine.runner import Runner
 
@@ -100,7 +100,13 @@ def load_config(name: str, options: Mapping[str, Any] | None = None) -> Config:
     path = find_config(name)
     try:
         cfg = Config.fromfile(path)
-    except (OSError, SyntaxError, ImportError, ConfigParsingError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ImportError,
+        ConfigParsingError,
+        RuntimeError,
+    ) as error:
         cause = error.__cause__ or error.__context__
         raise ConfigError(
             f'config {name} cannot be read: {error}'
@@ -132,7 +138,7 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
         _set_scale(cfg, options.pop('scale'))
     _check_keys(cfg, options)
     for key in ('data_root', 'crop_size'):
-        if key in options and key in cfg:
+        if key in options and cfg.get(key):
             replace_everywhere(cfg, cfg[key], _like(cfg[key], options[key]))
     length, by_epoch = _length(cfg)
     if by_epoch and length and options.get('train_cfg.max_iters'):
@@ -144,7 +150,8 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
         raise ConfigError(f'--cfg-options does not fit: {error}') from None
     new_length, new_by_epoch = _length(cfg)
     if (
-        new_length != length
+        length
+        and new_length != length
         and new_by_epoch == by_epoch
         and not any(key.startswith('param_scheduler') for key in options)
     ):
@@ -182,6 +189,23 @@ def replace_everywhere(cfg: Any, old: Any, new: Any) -> Any:
     return cfg
 
 
+def kind_of(node: Any) -> str:
+    """Name of a node's type, given as text or class, without a scope."""
+    kind = node.get('type') if isinstance(node, Mapping) else None
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return name.split('.')[-1]
+
+
+def walk(node: Any) -> Iterator[ConfigDict]:
+    """All dicts in a node, the outer ones first."""
+    if isinstance(node, Mapping):
+        yield node
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for value in node:
+            yield from walk(value)
+
+
 def scale_schedule(
     cfg: Config, epochs: float = 1.0, iters: float = 1.0
 ) -> None:
@@ -198,16 +222,23 @@ def scale_schedule(
     schedulers = cfg.get('param_scheduler') or []
     if isinstance(schedulers, Mapping):
         schedulers = [schedulers]
+    ends: dict[tuple[bool, int], int] = {}
     for scheduler in schedulers:
-        factor = epochs if scheduler.get('by_epoch', True) else iters
+        by_epoch = scheduler.get('by_epoch', True)
+        factor = epochs if by_epoch else iters
         if factor == 1:
             continue
+        begin, end = scheduler.get('begin'), scheduler.get('end')
         for key in ('begin', 'T_max', 'step_size', 'total_steps'):
             if scheduler.get(key):
                 scheduler[key] = max(1, round(scheduler[key] * factor))
-        if scheduler.get('end'):
+        # One that follows another begins where that now ends.
+        if (by_epoch, begin) in ends:
+            scheduler['begin'] = ends[by_epoch, begin]
+        if end:
             least = scheduler.get('begin', 0) + 2
-            scheduler['end'] = max(least, round(scheduler['end'] * factor))
+            scheduler['end'] = max(least, round(end * factor))
+            ends[by_epoch, end] = scheduler['end']
         if 'milestones' in scheduler:
             scheduler['milestones'] = [
                 max(1, round(m * factor)) for m in scheduler['milestones']

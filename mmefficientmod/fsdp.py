@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+from functools import partial
+from typing import Any
+
 import torch
 from mmengine._strategy import FSDPStrategy
 from mmengine.device import get_device
 from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import BaseOptimWrapper, OptimWrapper
 from mmengine.registry import FUNCTIONS, STRATEGIES
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmefficientmod.config import ConfigError
 from mmefficientmod.models.backbones.efficientmod import Stage
+
+# What sharding puts into the names of parameters.
+FSDP_WRAPPED_MODULE = '_fsdp_wrapped_module'
 
 
 @FUNCTIONS.register_module()
@@ -32,7 +40,11 @@ def wrap_by_stage(
 
 @STRATEGIES.register_module()
 class StageFSDPStrategy(FSDPStrategy):
-    """MMEngine's FSDP, on the CPU too, and with PyTorch of today.
+    """MMEngine's FSDP with the optimizer's rules, and on the CPU too.
+
+    Rules for parameters go by their names, shapes and kinds of layers, which
+    sharding changes: here they are applied to the model as it was before.
+    Gradients are clipped by the norm of all shards.
 
     Args:
         As those of ``FSDPStrategy``.
@@ -56,11 +68,38 @@ class StageFSDPStrategy(FSDPStrategy):
         return super().build_model(model)
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
+        self._unwrapped = copy.deepcopy(model).to('meta')
         if get_device() == 'cpu':
             self.model_wrapper = dict(
                 self.model_wrapper or {}, device_id='cpu'
             )
         return super()._wrap_model(model)
+
+    def build_optim_wrapper(
+        self, optim_wrapper: Any, model: nn.Module | None = None
+    ) -> BaseOptimWrapper:
+        """Build the optimizer wrapper of the wrapped model.
+
+        Raises:
+            ConfigError: If it has several optimizers.
+        """
+        wrapper = super().build_optim_wrapper(optim_wrapper, self._unwrapped)
+        if not isinstance(wrapper, OptimWrapper):
+            raise ConfigError(
+                '--fsdp goes with one optimizer, and the config has several '
+                f'({type(wrapper).__name__})'
+            )
+        names = {p: name for name, p in self._unwrapped.named_parameters()}
+        params = {
+            name.replace(f'{FSDP_WRAPPED_MODULE}.', ''): p
+            for name, p in model.named_parameters()
+        }
+        for group in wrapper.optimizer.param_groups:
+            group['params'] = [params[names[p]] for p in group['params']]
+        del self._unwrapped
+        if wrapper.clip_grad_kwargs and wrapper.grad_name == 'grad_norm':
+            wrapper.clip_func = partial(_clip_all_shards, model)
+        return wrapper
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         """Load the state of the optimizer.
@@ -74,6 +113,16 @@ class StageFSDPStrategy(FSDPStrategy):
                 optim_state_dict=state_dict,
             )
         )
+
+
+def _clip_all_shards(
+    model: FullyShardedDataParallel,
+    params: list[nn.Parameter],
+    max_norm: float,
+    norm_type: float = 2.0,
+) -> torch.Tensor:
+    """PyTorch's ``clip_grad_norm_`` for a model and not for its shards."""
+    return model.clip_grad_norm_(max_norm, norm_type)
 
 
 def _check_cpu() -> None:

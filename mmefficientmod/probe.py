@@ -19,7 +19,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmefficientmod.config import ConfigError
+from mmefficientmod.config import ConfigError, kind_of
 
 SIZE = 256  # side of the image, in pixels
 
@@ -124,7 +124,7 @@ def class_of(backbone: Mapping[str, Any]) -> type:
             found = registry.get(kind)
     if found is None:
         raise ConfigError(
-            f'no backbone of the type {kind!r} is registered; write the '
+            f'no module of the type {kind!r} is registered; write the '
             "toolbox before it, as in 'mmpretrain.MobileNetV2', or import "
             'its module by custom_imports'
         )
@@ -143,9 +143,47 @@ def parameters_of(backbone: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parameter_names(backbone: Mapping[str, Any]) -> list[str]:
+    """Names of a backbone's parameters in a model."""
     with _undisturbed():
         module = MODELS.build(_without_weights(backbone))
     return [f'backbone.{name}' for name, _ in module.named_parameters()]
+
+
+def not_loaded(backbone: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """What the weights that a backbone names do not reach.
+
+    A tensor that differs between two builds with different seeds is random.
+
+    Args:
+        backbone: Its dict with an ``init_cfg``, in the current default scope.
+
+    Returns:
+        Names of the tensors that stay random, and of those that are without
+        any weights.
+
+    Raises:
+        ConfigError: If the weights cannot be read.
+    """
+    with _undisturbed():
+        try:
+            after = _random_tensors(backbone)
+        except Exception as error:
+            raise ConfigError(
+                f'{kind_of(backbone)} cannot load its weights: '
+                f'{type(error).__name__}: {error}'
+            ) from error
+        return after, _random_tensors(_without_weights(backbone))
+
+
+def _random_tensors(backbone: Mapping[str, Any]) -> list[str]:
+    states = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        module = MODELS.build(copy.deepcopy(backbone))
+        module.init_weights()
+        states.append(module.state_dict())
+    one, two = states
+    return [name for name in one if not torch.equal(one[name], two[name])]
 
 
 def neck_channels(neck: Any, levels: Levels) -> tuple[int, ...]:
@@ -162,22 +200,5 @@ def neck_channels(neck: Any, levels: Levels) -> tuple[int, ...]:
         return tuple(x.shape[1] for x in module(feats))
 
 
-def kind_of(node: Any) -> str:
-    """Name of a type, without a scope."""
-    kind = node.get('type') if isinstance(node, Mapping) else None
-    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    return name.split('.')[-1]
-
-
 def is_ours(backbone: Mapping[str, Any]) -> bool:
     return class_of(backbone).__module__.startswith('mmefficientmod.')
-
-
-def walk(node: Any) -> Iterator[ConfigDict]:
-    """All dicts in a node, the outer ones first."""
-    if isinstance(node, Mapping):
-        yield node
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for value in node:
-            yield from walk(value)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import copy
 import difflib
-import inspect
+import importlib.util
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,19 +19,20 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
+from mmengine.runner import CheckpointLoader
 
-from mmefficientmod.config import ConfigError
+from mmefficientmod.checkpoint import pretrained_part
+from mmefficientmod.config import ConfigError, kind_of, walk
 from mmefficientmod.models.backbones.efficientmod import ARCHS
 from mmefficientmod.probe import (
     Levels,
     class_of,
     is_ours,
-    kind_of,
     neck_channels,
+    not_loaded,
     parameter_names,
     parameters_of,
     probe,
-    walk,
 )
 
 # The names that the tools, the configs and the model index share.
@@ -55,7 +56,7 @@ TOKEN_HEADS = (
 # They pool what they read themselves.
 MAP_HEADS = ('CSRAClsHead',)
 # Backbone and decoder in one, though what comes out could be a pyramid's.
-WHOLE_NETWORKS = ('CGNet', 'DDRNet', 'ICNet', 'PIDNet')
+WHOLE_NETWORKS = ('CGNet', 'DDRNet', 'ERFNet', 'ICNet', 'PIDNet')
 LAYER_DECAY = (
     'LearningRateDecayOptimizerConstructor',
     'LayerDecayOptimizerConstructor',
@@ -80,7 +81,8 @@ def swap_backbone(
             changed.
         backbone: A name of :data:`BACKBONES`, or the dict of any registered
             backbone that returns a tuple of ``(N, C_i, H_i, W_i)``.
-        pretrained: Weights of the new backbone, a file or URL.
+        pretrained: Weights of the new backbone, a file or URL. Ours reads
+            them when it is built; for another they are tried at once.
 
     Returns:
         The new config.
@@ -97,13 +99,31 @@ def swap_backbone(
     cfg = copy.deepcopy(cfg)
     new = resolve_backbone(backbone)
     _import_package(cfg)
-    model = _find_model(cfg)
-    with _scope(cfg.get('default_scope') or 'mmengine'):
+    model = find_model(cfg)
+    with _scope(cfg):
         if _is_classifier(cfg, model):
             _swap_classifier(cfg, model, new, pretrained)
         else:
             _swap_dense(cfg, model, new, pretrained)
     return cfg
+
+
+def set_pretrained(cfg: Config, pretrained: str) -> None:
+    """Have the backbone that a config has start from weights.
+
+    Args:
+        cfg: The config, changed in place.
+        pretrained: A file or URL.
+
+    Raises:
+        ConfigError: If there is no backbone, or the weights do not fit one
+            of others. Ours looks when it is built.
+    """
+    model = find_model(cfg)
+    if 'pretrained' in model:
+        model.pretrained = None
+    with _scope(cfg):
+        _name_weights(model.backbone, pretrained)
 
 
 def resolve_backbone(backbone: str | Mapping[str, Any]) -> ConfigDict:
@@ -171,8 +191,12 @@ def _import_package(cfg: Config) -> None:
     cfg.custom_imports = dict(imports=names, allow_failed_imports=False)
 
 
-def _find_model(cfg: Config) -> ConfigDict:
-    """The part of ``cfg.model`` that has the backbone."""
+def find_model(cfg: Config) -> ConfigDict:
+    """The part of ``cfg.model`` that has the backbone.
+
+    Raises:
+        ConfigError: If none has.
+    """
     model = cfg.get('model') or {}
     outer = model
     # Wrappers for semi-supervised learning and tracking hold a detector.
@@ -192,14 +216,20 @@ def _find_model(cfg: Config) -> ConfigDict:
 
 
 def _is_classifier(cfg: Config, model: Mapping[str, Any]) -> bool:
-    return (
-        cfg.get('default_scope') == 'mmpretrain'
-        or kind_of(model) == 'ImageClassifier'
-    )
+    if any(k.__name__ == 'ImageClassifier' for k in class_of(model).__mro__):
+        return True
+    if cfg.get('default_scope') == 'mmpretrain':
+        raise ConfigError(
+            f'{kind_of(model)} is no ImageClassifier: what it has besides the '
+            'backbone is made for that backbone (its tokens, or features to '
+            'contrast); of MMPretrain, classifiers take another one'
+        )
+    return False
 
 
 @contextmanager
-def _scope(name: str) -> Iterator[None]:
+def _scope(cfg: Config) -> Iterator[None]:
+    name = cfg.get('default_scope') or 'mmengine'
     with DefaultScope.overwrite_default_scope(name):
         yield
 
@@ -219,26 +249,56 @@ def _swap_classifier(
             'mmpretrain::resnet/resnet50_8xb32_in1k.py'
         )
     old = model.backbone
-    _set_default(new, final_norm=True)
-    accepted = parameters_of(new)
-    if 'out_indices' in accepted and 'out_indices' not in new:
-        index = inspect.signature(class_of(new)).parameters['out_indices']
-        last = index.default
-        new.out_indices = (3,) if is_ours(new) else (_last(last),)
+    # MMPretrain's ConvNeXt and its kin pool by themselves unless told not to.
+    _set_default(new, final_norm=True, gap_before_final_norm=False)
+    indices = parameters_of(new).get('out_indices')
+    if indices is not None and 'out_indices' not in new:
+        if is_ours(new):
+            new.out_indices = (3,)
+        elif isinstance(indices.default, Sequence):
+            new.out_indices = (indices.default[-1],)
     levels = probe(new)
     _carry_over(old, new, levels, pretrained)
     model.backbone = new
     _drop_weights(cfg, model, new, pretrained)
-    neck = kind_of(model.get('neck'))
-    if neck != 'GlobalAveragePooling' and kind_of(head) not in MAP_HEADS:
-        if neck:
-            _say(f'neck {neck} gives way to average pooling')
-        model.neck = ConfigDict(type='GlobalAveragePooling')
-    for node in walk(head):
-        if isinstance(node.get('in_channels'), int):
-            node.in_channels = levels.channels[-1]
+    if kind_of(head) not in MAP_HEADS:
+        neck, pooling = model.get('neck'), dict(type='GlobalAveragePooling')
+        if neck and neck != pooling:
+            necks = neck if isinstance(neck, Sequence) else [neck]
+            kinds = ' and '.join(map(kind_of, necks))
+            _say(f'neck {kinds} gives way to average pooling')
+        model.neck = ConfigDict(pooling)
+    _fit_classifier_head(model, old, levels.channels[-1])
     _normalise_like_imagenet(cfg, model, new)
     _fit_optimizer(cfg, old, new)
+
+
+def _fit_classifier_head(
+    model: ConfigDict, old: Mapping[str, Any], channels: int
+) -> None:
+    fitted = [n for n in walk(model.head) if 'in_channels' in n]
+    for node in fitted:
+        node.in_channels = channels
+    if fitted:
+        return
+    # In VGG and others the classifier is a part of the backbone.
+    classes = old.get('num_classes')
+    if classes is None:
+        parameter = parameters_of(old).get('num_classes')
+        classes = getattr(parameter, 'default', None)
+    if not isinstance(classes, int) or classes < 1:
+        raise ConfigError(
+            f'{kind_of(model.head)} has no layer of its own, and '
+            f'{kind_of(old)} does not say for how many classes it has one; '
+            'start from a config with a LinearClsHead'
+        )
+    _say(
+        f'{kind_of(model.head)} gets a linear layer for {classes} classes, '
+        f'which was a part of {kind_of(old)}'
+    )
+    model.head.update(
+        type='LinearClsHead', in_channels=channels, num_classes=classes
+    )
 
 
 def _swap_dense(
@@ -343,6 +403,12 @@ def _strides_to_give(model: ConfigDict, old: Levels) -> tuple[int, ...]:
             f'{kind} gives strides {_list(strides)}, and a head reads each; a '
             'backbone with a pyramid has 4, 8, 16 and 32'
         )
+    if len(set(strides)) == 1 < len(strides) and not whole:
+        raise ConfigError(
+            f'{kind} gives stride {strides[0]} {len(strides)} times, as a '
+            'plain vision transformer or an hourglass does, and the heads are '
+            'made for that; take a config whose backbone has a pyramid'
+        )
     raise ConfigError(
         f'{kind} gives strides {_list(strides)}: backbone and decoder are one '
         'network here, and there is no backbone to replace'
@@ -392,7 +458,12 @@ def _fit_neck(
     if isinstance(value, int):
         neck.in_channels = new[-1]
         return
-    if value is None or len(value) > len(new):
+    if value is None:
+        raise ConfigError(
+            f'the neck {kind_of(neck)} names no in_channels, so that nothing '
+            'says what it gives to the heads'
+        )
+    if len(value) > len(new):
         raise ConfigError(
             f'the neck {kind_of(neck)} has in_channels={value}, which does '
             f'not go with the {len(old)} levels of its backbone'
@@ -462,11 +533,14 @@ def _carry_over(
 ) -> None:
     """Keep what the old backbone was told, where that means something."""
     accepted = parameters_of(new)
+    kept = {'type', 'init_cfg', 'pretrained', 'out_indices'}
     if 'in_channels' in accepted and 'in_channels' in old:
         new.setdefault('in_channels', old['in_channels'])
+        kept.add('in_channels')
     for key in TRAINING_OPTIONS:
         value = old.get(key)
         if key in new or value in (None, False, -1):
+            kept.add(key)
             continue
         if key not in accepted:
             reason = f'{kind_of(new)} has no such option'
@@ -474,10 +548,28 @@ def _carry_over(
             reason = f'{kind_of(new)} has no batch norms'
         elif key == 'frozen_stages' and not (pretrained or _weights(new)):
             reason = 'it would freeze random weights'
+        elif key == 'frozen_stages' and _last_stage(old) != _last_stage(new):
+            reason = f'{kind_of(new)} numbers its stages otherwise'
         else:
             new[key] = value
+            kept.add(key)
             continue
+        kept.add(key)
         _say(f'{key}={value} of {kind_of(old)} is left out: {reason}')
+    gone = [f'{k}={v!r}' for k, v in old.items() if k not in kept]
+    if gone:
+        _say(f'with {kind_of(old)} go its options {", ".join(gone)}')
+
+
+def _last_stage(backbone: Mapping[str, Any]) -> int | None:
+    """The last stage of which the output is used, by the backbone's count."""
+    indices = backbone.get('out_indices')
+    if indices is None:
+        parameter = parameters_of(backbone).get('out_indices')
+        indices = getattr(parameter, 'default', None)
+    if isinstance(indices, Sequence) and indices:
+        return indices[-1]
+    return indices if isinstance(indices, int) else None
 
 
 def _drop_weights(
@@ -485,7 +577,7 @@ def _drop_weights(
 ) -> None:
     """Remove the weights of the old model, and name those of the new one."""
     if pretrained:
-        new.init_cfg = dict(type='Pretrained', checkpoint=pretrained)
+        _name_weights(new, pretrained)
     if 'pretrained' in model:
         model.pretrained = None
     for node in (model, cfg.model):
@@ -494,6 +586,59 @@ def _drop_weights(
     if cfg.get('load_from'):
         _say(f'load_from={cfg.load_from} is left out: it holds the old model')
         cfg.load_from = None
+
+
+def _name_weights(backbone: ConfigDict, pretrained: str) -> None:
+    """Have a backbone start from weights; its other rules for that stay."""
+    given = backbone.get('init_cfg') or []
+    parts = [given] if isinstance(given, Mapping) else list(given)
+    named = pretrained_part(parts)
+    others = [part for part in parts if part is not named]
+    # A prefix that its dict names is meant.
+    named = ConfigDict(named or {}, type='Pretrained')
+    named.checkpoint = str(pretrained)
+    if is_ours(backbone):
+        backbone.init_cfg = [*others, named] if others else named
+        return
+    if 'pretrained' in backbone:
+        backbone.pretrained = None
+    if 'prefix' not in named and _holds_whole_model(named.checkpoint):
+        named.prefix = 'backbone.'
+    backbone.init_cfg = [*others, named] if others else named
+    _refuse_weights_that_do_not_fit(backbone, named)
+
+
+def _holds_whole_model(path: str) -> bool:
+    try:
+        content = CheckpointLoader.load_checkpoint(path, 'cpu', 'silent')
+    except Exception as error:
+        raise ConfigError(
+            f'the weights {path} cannot be read: {error}'
+        ) from error
+    return any(
+        name.startswith('backbone.')
+        for name in content.get('state_dict', content)
+    )
+
+
+def _refuse_weights_that_do_not_fit(
+    backbone: ConfigDict, init_cfg: Mapping[str, Any]
+) -> None:
+    """MMEngine goes on with a warning where nothing, or half, is loaded.
+
+    A norm for each output, which no file of ImageNet weights has, starts
+    from ones and zeros.
+    """
+    after, before = not_loaded(backbone)
+    if after:
+        raise ConfigError(
+            f'{init_cfg["checkpoint"]} does not fit {kind_of(backbone)}: '
+            f'{len(after)} of {len(before)} tensors would stay random, such '
+            f'as {", ".join(after[:4])}. Is it a checkpoint of the same '
+            'architecture? Where its names begin with something else than '
+            "the backbone's, say so by init_cfg=dict(type='Pretrained', "
+            "prefix='...') in the dict of the backbone"
+        )
 
 
 def _pretrained_init(init_cfg: Any) -> bool:
@@ -514,15 +659,17 @@ def _normalise_like_imagenet(
 
     Caffe's weights of ResNet want BGR and no scaling, YOLOX's nothing at all.
     """
-    if not is_ours(new):
+    if not is_ours(new) or new.get('in_channels', 3) != 3:
         return
     for holder in (cfg, cfg.model, model):
         node = holder.get('data_preprocessor')
         while isinstance(node, Mapping):
-            swapped = 'to_rgb' if 'to_rgb' in node else 'bgr_to_rgb'
+            # MMPretrain's may have no type, and calls it otherwise.
+            accepted = parameters_of(node) if 'type' in node else 'to_rgb'
+            swapped = 'to_rgb' if 'to_rgb' in accepted else 'bgr_to_rgb'
             wanted = dict(IMAGENET, **{swapped: True})
             given = {k: node.get(k) for k in wanted}
-            if kind_of(node) != 'MultiBranchDataPreprocessor' and (
+            if swapped in accepted and (
                 not node.get(swapped)
                 or list(node.get('mean') or ()) != IMAGENET['mean']
                 or list(node.get('std') or ()) != IMAGENET['std']
@@ -541,44 +688,57 @@ def _fit_optimizer(
     paramwise = wrapper.get('paramwise_cfg')
     if not paramwise:
         return
-    if str(wrapper.get('constructor')).split('.')[-1] in LAYER_DECAY:
+    constructor = wrapper.get('constructor')
+    if kind_of(dict(type=constructor)) in LAYER_DECAY:
         _fit_layer_decay(wrapper, new)
         paramwise = wrapper.paramwise_cfg
     keys = paramwise.get('custom_keys')
     if not keys:
         return
-    names = parameter_names(new)
-    gone = parameter_names(old)
+    names, gone = parameter_names(new), parameter_names(old)
     for key in list(keys):
         found = any(key in name for name in names)
         # A key that the old backbone did not have either is for the heads.
         theirs = key.startswith('backbone.') or any(key in n for n in gone)
         if theirs and not found:
             del keys[key]
-            _say(f'custom_keys[{key!r}] is left out: no parameter of '
-                 f'{kind_of(new)} is called so')  # fmt: skip
+            _say(
+                f'custom_keys[{key!r}] is left out: no parameter of '
+                f'{kind_of(new)} is called so'
+            )
 
 
 def _fit_layer_decay(wrapper: ConfigDict, new: Mapping[str, Any]) -> None:
     """Have the layers counted by asking the backbone for them."""
-    if not hasattr(class_of(new), 'get_layer_depth'):
-        raise ConfigError(
-            f'{kind_of(new)} cannot say how deep a layer lies '
-            '(get_layer_depth), which the layer-wise learning rate of this '
-            'config needs; take out optim_wrapper.constructor'
-        )
     paramwise = dict(wrapper.paramwise_cfg)
     rate = paramwise.pop('decay_rate', None)
     rate = paramwise.pop('layer_decay_rate', rate)
     layers = paramwise.pop('num_layers', None)
-    if paramwise.pop('decay_type', None) is not None or layers is not None:
+    kind = paramwise.pop('decay_type', None)
+    if kind is not None or layers is not None:
         # Those of MMDetection and MMSegmentation do this unasked.
         paramwise.setdefault('flat_decay_mult', 0.0)
+    if not hasattr(class_of(new), 'get_layer_depth'):
+        wrapper.constructor = 'DefaultOptimWrapperConstructor'
+        wrapper.paramwise_cfg = ConfigDict(paramwise)
+        _say(
+            f'{kind_of(new)} cannot say how deep a layer lies '
+            f'(get_layer_depth): the learning rate, which decayed by {rate} '
+            'a layer, is now the same in all',
+            logging.WARNING,
+        )
+        return
+    if importlib.util.find_spec('mmpretrain') is None:
+        raise ConfigError(
+            'the learning rate of this config decays with the layers, which '
+            'needs mmpretrain for another backbone; it is not installed'
+        )
     wrapper.constructor = 'mmefficientmod.LayerDecayOptimWrapperConstructor'
     wrapper.paramwise_cfg = ConfigDict(paramwise, layer_decay_rate=rate)
     _say(
         f'the learning rate decays by {rate} a layer, as {kind_of(new)} '
         'counts its layers'
+        + (', and no longer by stages' if kind == 'stage_wise' else '')
     )
 
 
@@ -587,10 +747,6 @@ def _set_default(backbone: ConfigDict, **options: Any) -> None:
     for key, value in options.items():
         if key in accepted:
             backbone.setdefault(key, value)
-
-
-def _last(indices: Any) -> int:
-    return indices[-1] if isinstance(indices, Sequence) else indices
 
 
 def _list(values: Sequence[int]) -> str:

@@ -8,13 +8,18 @@ import stock
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DefaultScope
+from mmengine.registry import MODELS, DefaultScope
 from torch.testing import assert_close
 
 from mmefficientmod import EfficientMod, swap_backbone
 from mmefficientmod.config import ConfigError, load_config
 from mmefficientmod.models.backbones.efficientmod import ARCHS
-from mmefficientmod.swap import BACKBONES, backbone_name, resolve_backbone
+from mmefficientmod.swap import (
+    BACKBONES,
+    backbone_name,
+    resolve_backbone,
+    set_pretrained,
+)
 
 MASK_RCNN = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
 CAFFE = 'mmdet::mask_rcnn/mask-rcnn_r50-caffe_fpn_1x_coco.py'
@@ -115,13 +120,16 @@ WORK = [
     'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py',
     'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py',
     'mmpretrain::beit/benchmarks/beit-base-p16_8xb128-coslr-100e_in1k.py',
+    'mmpretrain::vgg/vgg11_8xb32_in1k.py',
+    'mmpretrain::hrnet/hrnet-w18_4xb32_in1k.py',
+    'mmpretrain::mlp_mixer/mlp-mixer-base-p16_64xb64_in1k.py',
 ]
 
 
 # What takes long on a CPU, most of it in matching or in wide heads.
 SLOW = (
     'htc/', 'sparse_rcnn/', 'mask2former/', 'maskformer/', 'dino/', 'knet/',
-    'hr18', 'hrnetv2p', 'upernet_8xb2-amp', 'fastfcn/', 'yolov3', 'cascade/',
+    'hr18', 'hrnetv2p', 'upernet_8xb2-amp', 'fastfcn/', 'yolov3', 'cascade',
 )  # fmt: skip
 
 
@@ -154,7 +162,7 @@ REFUSED = {
     'mmdet::tridentnet/tridentnet_r50-caffe_1x_coco.py': 'C4',
     'mmdet::detectors/cascade-rcnn_r50-rfp_1x_coco.py': 'second time',
     'mmdet::cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py': (
-        'strides 4, 4'
+        'stride 4 2 times'
     ),
     'mmseg::setr/setr_vit-l-mla_8xb1-160k_ade20k-512x512.py': 'tokens',
     'mmseg::dpt/dpt_vit-b16_8xb2-160k_ade20k-512x512.py': 'tokens',
@@ -175,7 +183,19 @@ REFUSED = {
     'mmseg::mobilenet_v3/mobilenet-v3-d8_lraspp_4xb4-320k_cityscapes-512x1024.py': (  # noqa: E501
         'strides 2, 4, 8'
     ),
+    'mmseg::erfnet/erfnet_fcn_4xb4-160k_cityscapes-512x1024.py': (
+        'decoder are one network'
+    ),
+    'mmseg::vit/vit_deit-b16_upernet_8xb2-80k_ade20k-512x512.py': (
+        'plain vision transformer'
+    ),
     'mmpretrain::deit/deit-tiny_4xb256_in1k.py': 'LinearClsHead',
+    'mmpretrain::simclr/simclr_resnet50_16xb256-coslr-200e_in1k.py': (
+        'no ImageClassifier'
+    ),
+    'mmpretrain::mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k.py': (
+        'no ImageClassifier'
+    ),
 }
 
 
@@ -262,6 +282,14 @@ def test_a_neck_that_makes_a_pyramid_goes(said):
     assert reported(said, 'Feature2Pyramid')
 
 
+def test_a_classifier_in_the_backbone_becomes_a_head(said):
+    head = swap('mmpretrain::vgg/vgg11_8xb32_in1k.py').model.head
+    assert head.type == 'LinearClsHead'
+    assert (head.num_classes, head.in_channels) == (1000, 256)
+    assert head.loss.type == 'CrossEntropyLoss'
+    assert reported(said, 'a part of VGG')
+
+
 @pytest.mark.parametrize(
     'name', [RESNET, 'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py']
 )
@@ -305,6 +333,159 @@ def test_pretrained_weights_arrive(tmp_path):
     model = stock.build(swap(MASK_RCNN, pretrained=path))
     model.init_weights()
     assert_close(model.backbone.state_dict(), weights)
+
+
+MOBILENET = dict(type='mmpretrain.MobileNetV2', out_indices=(1, 2, 4, 6))
+
+
+@pytest.fixture(scope='module')
+def mobilenet(tmp_path_factory):
+    """A classifier's checkpoint, as MMPretrain writes it."""
+    folder = tmp_path_factory.mktemp('mobilenet')
+    cfg = load_config('mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py')
+    torch.manual_seed(5)
+    weights = stock.build(cfg).state_dict()
+    torch.save(dict(state_dict=weights), folder / 'whole.pth')
+    first = {k: v for k, v in weights.items() if 'layer7' not in k}
+    torch.save(dict(state_dict=first), folder / 'partly.pth')
+    torch.save(dict(state_dict=dict(a=torch.ones(1))), folder / 'other.pth')
+    return folder
+
+
+def test_pretrained_weights_of_another_backbone_arrive(mobilenet):
+    path = mobilenet / 'whole.pth'
+    cfg = swap(MASK_RCNN, MOBILENET, pretrained=path)
+    cfg = Config.fromstring(cfg.pretty_text, '.py')  # as a run dumps it
+    model = stock.build(cfg)
+    weights = torch.load(path, weights_only=True)['state_dict']
+    for name, value in model.backbone.state_dict().items():
+        assert_close(value, weights[f'backbone.{name}'])
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('other.pth', 'does not fit MobileNetV2'),
+        ('partly.pth', 'does not fit MobileNetV2'),
+        ('none.pth', 'cannot be read'),
+    ],
+)
+def test_weights_of_another_backbone_that_do_not_fit(mobilenet, name, message):
+    with pytest.raises(ConfigError, match=message):
+        swap(MASK_RCNN, MOBILENET, pretrained=str(mobilenet / name))
+    cfg = load_config(UPERNET)
+    cfg.model.backbone = MOBILENET
+    with pytest.raises(ConfigError, match=message):
+        set_pretrained(cfg, str(mobilenet / name))
+
+
+def test_norms_of_outputs_need_no_weights(tmp_path):
+    swin = dict(type='mmdet.SwinTransformer', depths=(1, 1, 1, 1))
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        weights = MODELS.build(swin).state_dict()
+    weights = {
+        f'backbone.{k}': v
+        for k, v in weights.items()
+        if not k.startswith('norm')
+    }
+    path = tmp_path / 'swin.pth'
+    torch.save(dict(state_dict=weights), path)
+    model = stock.build(swap(MASK_RCNN, swin, pretrained=path))
+    assert_close(
+        model.backbone.patch_embed.projection.weight,
+        weights['backbone.patch_embed.projection.weight'],
+    )
+    torch.save(dict(state_dict={'head.fc': torch.ones(1)}), path)
+    with pytest.raises(ConfigError, match='SwinTransformer'):
+        swap(MASK_RCNN, swin, pretrained=path)
+
+
+def test_what_a_user_said_of_weights_stays(mobilenet):
+    backbone = dict(
+        MOBILENET, init_cfg=dict(type='Pretrained', prefix='backbone.')
+    )
+    cfg = swap(MASK_RCNN, backbone, pretrained=mobilenet / 'whole.pth')
+    assert cfg.model.backbone.init_cfg.prefix == 'backbone.'
+    ours = dict(
+        BACKBONES['efficientmod_xxs'],
+        init_cfg=dict(type='Pretrained', use_ema=True),
+    )
+    init_cfg = swap(
+        MASK_RCNN, ours, pretrained='x.pth'
+    ).model.backbone.init_cfg
+    assert init_cfg == dict(
+        type='Pretrained', use_ema=True, checkpoint='x.pth'
+    )
+
+
+def test_frozen_stages_that_are_counted_otherwise(said):
+    cfg = load_config('mmdet::yolo/yolov3_d53_8xb8-ms-608-273e_coco.py')
+    cfg.model.backbone.frozen_stages = 5
+    backbone = swap_backbone(cfg, 'efficientmod_xxs', 'x.pth').model.backbone
+    assert 'frozen_stages' not in backbone
+    assert reported(said, 'frozen_stages=5', 'otherwise')
+
+
+def test_images_of_other_channels():
+    """A grey image has no ImageNet mean of three colours."""
+    cfg = load_config(UPERNET)
+    cfg.model.backbone.in_channels = 1
+    grey = dict(mean=[120.0], std=[60.0], bgr_to_rgb=False)
+    cfg.model.data_preprocessor.update(grey)
+    cfg = swap_backbone(cfg, 'efficientmod_xxs')
+    model = stock.build(cfg)
+    images = [torch.zeros(1, 64, 64, dtype=torch.uint8)] * 2
+    data = model.data_preprocessor(dict(inputs=images), False)
+    assert model.backbone(data['inputs'])[0].shape[:2] == (2, 32)
+
+
+def test_reidentification_is_classification():
+    model = swap(
+        'mmdet::reid/reid_r50_8xb32-6e_mot17train80_test-mot17val20.py'
+    ).model
+    assert model.head.in_channels == 256
+    assert model.neck == dict(type='GlobalAveragePooling')
+    assert 'bgr_to_rgb' not in model.data_preprocessor
+
+
+def test_the_preprocessor_keeps_its_own_words():
+    cfg = load_config(RESNET)
+    cfg.data_preprocessor.pop('to_rgb')
+    cfg = swap_backbone(cfg, 'efficientmod_xxs')
+    assert cfg.data_preprocessor.to_rgb is True
+    assert 'bgr_to_rgb' not in cfg.data_preprocessor
+    stock.build(cfg)
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'mmdet::soft_teacher/'
+        'soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py',
+        'mmdet::bytetrack/bytetrack_yolox_x_8xb4-80e_crowdhuman-'
+        'mot17halftrain_test-mot17halfval.py',
+    ],
+)
+def test_a_detector_inside_another_model(name):
+    cfg = swap(name, pretrained='x.pth')
+    assert cfg.model.detector.backbone.arch == 'xxs'
+    assert cfg.model.detector.backbone.init_cfg.checkpoint == 'x.pth'
+    assert cfg.model.detector.neck.in_channels[-1] == 256
+
+
+def test_what_goes_with_the_old_backbone_is_said(said):
+    swap(MASK_RCNN)
+    assert reported(said, 'go its options', 'depth=50', "style='pytorch'")
+
+
+def test_types_given_as_classes():
+    """As in MMEngine's pure Python configs."""
+    from mmdet.models import ResNet
+
+    cfg = load_config(MASK_RCNN)
+    cfg.model.backbone.type = ResNet
+    cfg = swap_backbone(cfg, 'efficientmod_xxs')
+    assert cfg.model.neck.in_channels == XXS
 
 
 def test_images_are_normalised_for_our_weights(said):
@@ -383,9 +564,18 @@ def test_layer_wise_decay_asks_the_backbone(name, rate):
     assert groups['backbone.stem.proj.weight']['weight_decay'] > 0
 
 
-def test_layer_wise_decay_needs_a_backbone_that_counts():
-    with pytest.raises(ConfigError, match='get_layer_depth'):
-        swap(CONVNEXT_DET, dict(type='mmdet.ResNet', depth=18))
+def test_layer_wise_decay_needs_a_backbone_that_counts(said):
+    cfg = swap(CONVNEXT_DET, dict(type='mmdet.ResNet', depth=18))
+    wrapper = dict(cfg.optim_wrapper, type='OptimWrapper')
+    wrapper.pop('loss_scale', None)
+    model = stock.build(cfg)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        groups = build_optim_wrapper(model, wrapper).optimizer.param_groups
+    assert {g['lr'] for g in groups} == {wrapper['optimizer'].lr}
+    assert any(
+        level == logging.WARNING and 'get_layer_depth' in text
+        for level, text in said
+    )
 
 
 # Other backbones.
@@ -405,8 +595,13 @@ def test_any_registered_backbone(said):
     ).model
     assert part.backbone.out_indices == (1, 2, 3)
     assert part.neck.in_channels == [128, 256, 512]
-    cls = swap(RESNET, dict(type='VAN', arch='tiny')).model
-    assert cls.head.in_channels == 256
+    for kind, channels in ('VAN', 256), ('ConvNeXt', 768):
+        cfg = swap(RESNET, dict(type=kind, arch='tiny'))
+        assert cfg.model.head.in_channels == channels
+        data = dict(inputs=torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+        with torch.no_grad():
+            (logits,) = stock.build(cfg).eval().test_step(data)
+        assert logits.pred_score.shape == (1000,)
 
 
 def test_options_in_the_dict_win():

@@ -1,6 +1,7 @@
 """The command lines, on the miniature: what they do and how they refuse."""
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -162,10 +163,73 @@ def test_classification_is_trained_tested_and_drawn(tool, workplace, capsys):
     ],
 )
 def test_miniatures_are_learned(tool, workplace, name, least):
-    runner = tool('train').main([f'mmefficientmod::{name}', '--mini'])
+    """The validation at the end, and the tests by one and two processes."""
+    config = f'mmefficientmod::{name}'
+    runner = tool('train').main([config, '--mini', '--work-dir', 'run'])
+    last = Path('run/last_checkpoint').read_text()
+    one = tool('test').main([config, last, '--mini'])
     for metric, value in least.items():
         reached = runner.message_hub.get_scalar(f'val/{metric}').current()
         assert reached > value, metric
+        assert one[metric] == pytest.approx(reached, abs=1e-3), metric
+    if not torch.cuda.is_available():
+        subprocess.run(
+            [ROOT / 'tools/dist_test.sh', config, last, '2', '--mini']
+            + ['--out', 'two'],
+            env={**os.environ, 'PYTHON': sys.executable},
+            check=True,
+        )
+        two = json.loads(Path('two/metrics.json').read_text())['metrics']
+        assert two == pytest.approx(one)
+
+
+RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+
+
+def test_a_swapped_config_is_trained_tested_and_resumed(
+    tool, workplace, capsys
+):
+    torch.save(EfficientMod('xxs').state_dict(), 'weights.pth')
+    argv = [RETINANET, '--mini', '--backbone', 'efficientmod_xxs']
+    weights = ['--pretrained', 'weights.pth']
+    indices = 'train_dataloader.dataset.indices=2'
+    everything = 'model.test_cfg.score_thr=0.0'
+    options = ['--cfg-options', *FEW, indices, everything]
+    runner = tool('train').main([*argv, *weights, *options])
+    assert not runner.model.backbone.stem.proj.weight.requires_grad
+    last = (
+        workplace / 'work_dirs/retinanet_r50_fpn_1x_coco_efficientmod_xxs_mini'
+        '/epoch_1.pth'
+    )
+    assert_close(
+        torch.load(last, weights_only=False)['state_dict'][
+            'backbone.stem.proj.weight'
+        ],
+        torch.load('weights.pth', weights_only=True)['stem.proj.weight'],
+    )
+    metrics = tool('test').main([argv[0], str(last), *argv[1:], *options])
+    assert 'coco/bbox_mAP' in metrics
+    resume = [*argv, '--resume', str(last)]
+    message = fails(tool('train').main, [*resume, *options], capsys)
+    assert 'frozen_stages=1' in message
+    again = tool('train').main(
+        [*resume, *weights, *options, 'train_cfg.max_epochs=2']
+    )
+    assert again.epoch == 2
+
+
+def test_pretrained_weights_of_a_stock_backbone(tool, workplace, capsys):
+    """Also of a detector inside another model; nothing fits is an error."""
+    Path('empty.pth').touch()
+    torch.save({'state_dict': {'x': torch.ones(1)}}, 'other.pth')
+    teacher = (
+        'mmdet::soft_teacher/'
+        'soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py'
+    )
+    for config in RETINANET, teacher:
+        for name, why in ('empty', 'cannot be read'), ('other', 'not fit'):
+            argv = [config, '--pretrained', f'{name}.pth']
+            assert why in fails(tool('train').main, argv, capsys)
 
 
 def test_tta(train, tool):

@@ -10,8 +10,9 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from mmefficientmod import cli
-from mmefficientmod.config import ConfigError, load_config
+from mmefficientmod.config import ConfigError, kind_of, load_config
 from mmefficientmod.datasets import check_data_exists
+from mmefficientmod.swap import find_model, set_pretrained
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -64,11 +65,7 @@ def main(argv: Sequence[str] | None = None) -> Runner:
     if cfg.get('load_from'):
         cli.check_checkpoint(cfg, cfg.load_from)
     if args.pretrained and not args.backbone:
-        if 'pretrained' in cfg.model:
-            cfg.model.pretrained = None
-        cfg.model.backbone.init_cfg = dict(
-            type='Pretrained', checkpoint=args.pretrained
-        )
+        set_pretrained(cfg, args.pretrained)
     check_data_exists(cfg, ('train_dataloader', 'val_dataloader'))
     with cli.remove_if_failed(cfg.work_dir):
         runner = cli.build_runner(cfg)
@@ -80,9 +77,12 @@ def main(argv: Sequence[str] | None = None) -> Runner:
 
 def warn_without_weights(cfg: Config) -> None:
     """Say so where a recipe for pretrained weights runs without any."""
-    backbone = (cfg.get('model') or {}).get('backbone') or {}
+    try:
+        backbone = find_model(cfg).backbone
+    except ConfigError:  # it brings its own
+        return
     if (
-        backbone.get('type', '').endswith('EfficientMod')
+        kind_of(backbone) == 'EfficientMod'
         and not backbone.get('init_cfg')
         and not cfg.get('load_from')
         and cfg.get('default_scope') != 'mmpretrain'

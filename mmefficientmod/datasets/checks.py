@@ -9,6 +9,8 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dataset import Compose
 
+from mmefficientmod.config import kind_of
+
 
 class DataError(RuntimeError):
     """The data set is not there, or one of its files is not what it is."""
@@ -50,7 +52,7 @@ def check_data_exists(cfg: Config, loaders: Sequence[str]) -> None:
             prefixes = dataset.get('data_prefix') or {}
             if isinstance(prefixes, str):
                 prefixes = {'img_path': prefixes}
-            if not prefixes and dataset['type'].endswith('ImageNet'):
+            if not prefixes and kind_of(dataset) == 'ImageNet':
                 prefixes = {'img_path': dataset.get('split')}
             names = [*prefixes.values(), dataset.get('ann_file')]
             names = [n for n in names if isinstance(n, str) and n]
@@ -59,7 +61,7 @@ def check_data_exists(cfg: Config, loaders: Sequence[str]) -> None:
             for path in [root, *(Path(root, n) for n in names)]:
                 if path and not Path(path).exists():
                     raise DataError(
-                        f'{dataset["type"]} of {loader}: {path} does not '
+                        f'{kind_of(dataset)} of {loader}: {path} does not '
                         'exist. Put the data set there or name another place '
                         f'with `--cfg-options {_root_option(cfg, loader)}=...`'
                         ', or try a config that has one on generated data '
@@ -69,7 +71,7 @@ def check_data_exists(cfg: Config, loaders: Sequence[str]) -> None:
             folder = Path(root, images) if images else None
             if folder and folder.is_dir() and not any(folder.iterdir()):
                 raise DataError(
-                    f'{dataset["type"]} of {loader}: {folder} is empty'
+                    f'{kind_of(dataset)} of {loader}: {folder} is empty'
                 )
 
 

@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmefficientmod.config import (
     ConfigError,
     is_pair,
+    kind_of,
     replace_everywhere,
     scale_schedule,
     walk_pipelines,
@@ -117,8 +118,7 @@ def apply_mini(cfg: Config, root: str = 'data/mini') -> None:
     Raises:
         ConfigError: If its data set has no miniature.
     """
-    types = {d['type'] for x in LOADERS for d in dataset_dicts(cfg, x)}
-    types = {t.split('.')[-1] for t in types}
+    types = {kind_of(d) for x in LOADERS for d in dataset_dicts(cfg, x)}
     if len(types) != 1 or not types <= set(MINIATURES):
         raise ConfigError(
             f'--mini has no miniature of {", ".join(sorted(types)) or "it"}; '
@@ -128,7 +128,10 @@ def apply_mini(cfg: Config, root: str = 'data/mini') -> None:
     data_root = prepare(mini, root)
     for loader in LOADERS:
         for dataset in dataset_dicts(cfg, loader):
-            replace_everywhere(cfg, dataset['data_root'], str(data_root))
+            # Evaluators name files in it, too.
+            if dataset.get('data_root'):
+                replace_everywhere(cfg, dataset['data_root'], str(data_root))
+            dataset['data_root'] = str(data_root)
     _shrink_sizes(cfg, mini)
     if cfg.get('train_cfg'):
         _shrink_schedule(cfg, mini)
@@ -213,7 +216,7 @@ def _shrink_schedule(cfg: Config, mini: Miniature) -> None:
         by_epoch=by_epoch, interval=new_length
     )
     for hook in cfg.get('custom_hooks') or []:
-        if hook['type'].split('.')[-1] == 'EMAHook':
+        if kind_of(hook) == 'EMAHook':
             # The average reaches over the same share of the training.
             momentum = hook.get('momentum', 2e-4) * iters / new_iters
             hook['momentum'] = min(momentum, 0.5)
