@@ -129,7 +129,8 @@ WORK = [
 # What takes long on a CPU, most of it in matching or in wide heads.
 SLOW = (
     'htc/', 'sparse_rcnn/', 'mask2former/', 'maskformer/', 'dino/', 'knet/',
-    'hr18', 'hrnetv2p', 'upernet_8xb2-amp', 'fastfcn/', 'yolov3', 'cascade',
+    'hr18', 'hrnetv2p', 'upernet_8xb2-amp', 'beit-base_upernet', 'fastfcn/',
+    'yolov3', 'cascade', 'centernet',
 )  # fmt: skip
 
 

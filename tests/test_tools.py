@@ -118,12 +118,16 @@ def test_detection_is_trained_tested_and_drawn(tool, workplace, capsys):
     ].keys()
 
     image = next(workplace.glob('data/mini/coco-*/val2017/*.jpg'))
-    (drawn,) = tool('predict').main(
-        [config, checkpoint, str(image), '--out', 'drawn']
-        + ['--cfg-options', 'scale=(96,64)']
-    )
+    argv = [config, checkpoint, str(image)]
+    options = ['--cfg-options', 'scale=(96,64)']
+    options += ['model.test_cfg.rcnn.score_thr=0']
+    (drawn,) = tool('predict').main([*argv, '--out', 'drawn', *options])
     assert cv2.imread(str(drawn)).shape == (64, 96, 3)
     assert str(drawn) in capsys.readouterr().out
+    (unsure,) = tool('predict').main(
+        [*argv, '--out', 'unsure', '--score-thr', '0', *options]
+    )
+    assert (cv2.imread(str(unsure)) != cv2.imread(str(drawn))).any()
 
 
 def test_classification_is_trained_tested_and_drawn(tool, workplace, capsys):
@@ -362,6 +366,11 @@ def test_a_checkpoint_of_another_variant(train, tool, workplace, capsys):
         ),
         ('test', [CONFIG, 'no.pth', '--mini'], 'no.pth does not exist'),
         ('predict', [CONFIG, 'no.pth', 'x.jpg'], 'no.pth does not exist'),
+        (
+            'predict',
+            [CONFIG, 'no.pth', 'x.jpg', '--score-thr', '0.1'],
+            '--score-thr is for detectors',
+        ),
     ],
 )
 def test_refusals(tool, workplace, capsys, name, argv, message):

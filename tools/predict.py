@@ -25,6 +25,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint of the whole model')
     parser.add_argument('images', nargs='+', help='image files')
     parser.add_argument('--out', default='outputs', help='folder to draw to')
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        metavar='SCORE',
+        help='least score of what is drawn of a detector (default: 0.3)',
+    )
     parser.add_argument('--device', help='such as cpu or cuda:0')
     return parser.parse_args(argv)
 
@@ -33,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
     args = parse_args(argv)
     cfg = cli.load_chosen_config(args)
     apply_options(cfg, args.cfg_options)
+    if args.score_thr is not None and cfg.get('default_scope') != 'mmdet':
+        raise ConfigError('--score-thr is for detectors')
     cli.check_exists(args.checkpoint)
     for image in args.images:
         if not Path(image).is_file() or cv2.imread(image) is None:
@@ -41,8 +49,11 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
     out = Path(args.out)
     # Each toolbox has a word of its own for where to draw.
     where = 'show_dir' if cfg.default_scope == 'mmpretrain' else 'out_dir'
+    options = {where: str(out)}
+    if args.score_thr is not None:
+        options['pred_score_thr'] = args.score_thr
     before = {p: p.stat().st_mtime_ns for p in out.rglob('*.*')}
-    inferencer(args.images, **{where: str(out)})
+    inferencer(args.images, **options)
     drawn = sorted(
         p
         for p in out.rglob('*.*')
