@@ -26,6 +26,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from mmefficientmod.checkpoint import load_pretrained, pretrained_part
+from mmefficientmod.models.recompute import (
+    gelu_linear,
+    norm_linear,
+    product_linear,
+)
 from mmefficientmod.registry import MODELS
 
 # One line a variant, as in the paper's table of configurations. The ratios
@@ -113,9 +118,9 @@ class ContextBranch(nn.Module):
         self.g = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, H, W, C) -> (N, H, W, C)``."""
-        x = to_nhwc(self.conv(to_nchw_view(self.f(x))))
-        return self.g(gelu(x))
+        """``f(x)``, ``(N, H, W, C)``, to the context, ``(N, H, W, C)``."""
+        x = to_nhwc(self.conv(to_nchw_view(x)))
+        return gelu_linear(x, self.g)
 
 
 class ModulationMlp(nn.Module):
@@ -137,23 +142,17 @@ class ModulationMlp(nn.Module):
         self.fc1 = nn.Linear(dim, expand_ratio * dim)
         self.fc2 = nn.Linear(expand_ratio * dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, H, W, C) -> (N, H, W, C)``."""
+    def forward(
+        self, x: Tensor, norm: nn.LayerNorm, gamma: Tensor | None
+    ) -> Tensor:
+        """``(N, H, W, C)``, before the norm, to the scaled branch of it."""
         # f and fc1 read the same input, but one product for both is slower
         # on a CPU: its two halves are no contiguous memory any more, which
         # the convolution and the GELU pay for.
-        context = self.context(x)
-        value = self.fc1(x)
-        if self.expand_ratio > 1:
-            value = gelu(value)
-        # The context is broadcast over the r groups instead of repeated.
-        groups = value.unflatten(-1, (self.expand_ratio, -1))
-        context = context.unsqueeze(-2)
-        if torch.is_grad_enabled():
-            groups = groups * context
-        else:
-            groups = groups.mul_(context)
-        return self.fc2(groups.flatten(-2))
+        context, value = norm_linear(x, norm, self.context.f, self.fc1)
+        context = self.context(context)
+        activate = self.expand_ratio > 1
+        return product_linear(value, context, self.fc2, activate, gamma)
 
 
 class ModulationBlock(nn.Module):
@@ -185,10 +184,7 @@ class ModulationBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, H, W, C) -> (N, H, W, C)``."""
-        branch = self.drop_path(self.mlp(self.norm(x)))
-        if self.gamma is None:
-            return x + branch
-        return torch.addcmul(x, self.gamma, branch)
+        return x + self.drop_path(self.mlp(x, self.norm, self.gamma))
 
 
 class Attention(nn.Module):
@@ -208,9 +204,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * inner_dim, bias=False)
         self.proj = nn.Linear(inner_dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, L, C) -> (N, L, C)`` with L positions."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
+    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """``(N, L, C)``, L positions before the norm, to ``(N, L, C)``."""
+        (qkv,) = norm_linear(x, norm, self.qkv)
+        qkv = qkv.unflatten(-1, (3, self.num_heads, self.head_dim))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (N, heads, L, d)
         x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).flatten(-2))
@@ -224,9 +221,10 @@ class AttentionMlp(nn.Module):
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(..., C) -> (..., C)``."""
-        return self.fc2(gelu(self.fc1(x)))
+    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """``(..., C)``, before the norm, to ``(..., C)``."""
+        (x,) = norm_linear(x, norm, self.fc1)
+        return gelu_linear(x, self.fc2)
 
 
 class AttentionBlock(nn.Module):
@@ -250,8 +248,8 @@ class AttentionBlock(nn.Module):
         """``(N, H, W, C) -> (N, H, W, C)``."""
         shape = x.shape
         x = x.flatten(1, 2)  # (N, H, W, C) -> (N, L, C)
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.attn(x, self.norm1))
+        x = x + self.drop_path(self.mlp(x, self.norm2))
         return x.reshape(shape)
 
 
@@ -513,15 +511,6 @@ def to_nhwc(x: Tensor) -> Tensor:
     activation differ in layout.
     """
     return x.permute(0, 2, 3, 1).contiguous()
-
-
-def gelu(x: Tensor) -> Tensor:
-    """GELU that overwrites its input where no gradient is wanted.
-
-    A forward hook that keeps the output of the layer before then sees it
-    overwritten.
-    """
-    return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
 
 
 def rename_official_keys(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
