@@ -355,6 +355,34 @@ def test_deepcopy_and_pickle(tmp_path):
     assert_close(loaded(image), model(image))
 
 
+@pytest.mark.parametrize('arch', [*ARCHS, 'tiny'])
+def test_folded_for_inference(arch):
+    settings = TINY if arch == 'tiny' else arch
+    gamma = 0 if arch == 'tiny' else 1e-4  # a model without layer scale
+    model = EfficientMod(settings, layer_scale_init_value=gamma)
+    randomise(model, 1).eval()
+    image = torch.rand(2, 3, 70, 64)
+    parameters = sum(p.numel() for p in model.parameters())
+    with torch.no_grad():
+        expected = model(image)
+        folded = model.switch_to_deploy()
+        assert folded is model
+        assert folded.switch_to_deploy() is model  # again changes nothing
+        for out, x in zip(folded(image), expected, strict=True):
+            assert (out - x).abs().max() <= 1e-5 * x.abs().max()
+    assert sum(p.numel() for p in model.parameters()) < parameters
+    assert not any(p.requires_grad for p in model.parameters())
+    # What is asked of the image is still answered.
+    image.requires_grad_()
+    outs = model(image)
+    assert_close(outs[0].detach(), expected[0], rtol=1e-3, atol=1e-4)
+    outs[-1].sum().backward()
+    assert image.grad.abs().max() > 0
+    with pytest.raises(RuntimeError, match='cannot be trained any more'):
+        model.train()
+    assert not model.training
+
+
 @pytest.mark.parametrize('train', [False, True])
 def test_compiles_without_graph_breaks(train):
     model = randomise(EfficientMod(TINY)).train(train)

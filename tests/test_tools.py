@@ -246,6 +246,15 @@ def test_tta(train, tool):
     assert plain['aAcc'] != flipped['aAcc']
 
 
+def test_deploy(train, tool, capsys):
+    checkpoint = str(train() / 'iter_2.pth')
+    plain = tool('test').main([CONFIG, checkpoint, '--mini'])
+    capsys.readouterr()
+    folded = tool('test').main([CONFIG, checkpoint, '--mini', '--deploy'])
+    assert 'folded for inference: backbone\n' in capsys.readouterr().out
+    assert folded == pytest.approx(plain, abs=0.05)
+
+
 def test_resume_refuses_another_variant(train, tool, capsys):
     checkpoint = str(train() / 'iter_2.pth')
     other = CONFIG.replace('xxs', 'xs')

@@ -28,6 +28,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='test-time augmentation, where the config describes one',
     )
     parser.add_argument(
+        '--deploy',
+        action='store_true',
+        help='fold for inference first what can be folded',
+    )
+    parser.add_argument(
         '--out',
         metavar='DIR',
         help='folder for metrics.json and the predictions',
@@ -45,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         cfg.test_cfg.fp16 = True
     if args.tta:
         use_tta(cfg, args.config)
+    if args.deploy:
+        cfg.custom_hooks.append(dict(type='mmefficientmod.SwitchToDeployHook'))
     check_data_exists(cfg, ('test_dataloader',))
     with cli.remove_if_failed(cfg.work_dir):
         runner = cli.build_runner(cfg)

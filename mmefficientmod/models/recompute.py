@@ -90,7 +90,9 @@ def product_linear(
     if not _recomputes(linear):
         value = gelu(value) if activate else value
         x = linear(_product(value, context, torch.is_grad_enabled()))
-        return x if scale is None else x * scale
+        if scale is None:
+            return x
+        return x * scale if torch.is_grad_enabled() else x.mul_(scale)
     made = _Product(activate), (value, context), (linear,)
     if scale is None or value.dtype == torch.float16:
         # The gradient of the scale, as it is made here, overflows float16.
@@ -130,6 +132,7 @@ def _recomputes(*modules: nn.Module) -> bool:
         and not torch.jit.is_tracing()
         and all(
             type(m) in (nn.Linear, nn.LayerNorm)
+            and m.weight is not None
             and not m._forward_hooks
             and not m._forward_pre_hooks
             and not m._backward_hooks

@@ -186,6 +186,14 @@ class ModulationBlock(nn.Module):
         """``(N, H, W, C) -> (N, H, W, C)``."""
         return x + self.drop_path(self.mlp(x, self.norm, self.gamma))
 
+    def fold(self) -> None:
+        """Fold the norm's affine part and gamma into the linear layers."""
+        fold_affine(self.norm, self.mlp.context.f, self.mlp.fc1)
+        if self.gamma is not None:
+            self.mlp.fc2.weight *= self.gamma[:, None]
+            self.mlp.fc2.bias *= self.gamma
+            self.gamma = None
+
 
 class Attention(nn.Module):
     """Multi-head self-attention over all positions, without qkv bias.
@@ -251,6 +259,11 @@ class AttentionBlock(nn.Module):
         x = x + self.drop_path(self.attn(x, self.norm1))
         x = x + self.drop_path(self.mlp(x, self.norm2))
         return x.reshape(shape)
+
+    def fold(self) -> None:
+        """Fold the affine parts of the norms into the linear layers."""
+        fold_affine(self.norm1, self.attn.qkv)
+        fold_affine(self.norm2, self.mlp.fc1)
 
 
 class Stage(nn.Module):
@@ -327,6 +340,7 @@ class EfficientMod(BaseModule):
     Attributes:
         out_channels: Channels of each returned level.
         out_strides: Stride of each returned level, in pixels.
+        deployed: Whether it is folded for inference.
 
     Raises:
         ValueError: For an unknown arch, a malformed dict or an index or
@@ -363,6 +377,7 @@ class EfficientMod(BaseModule):
             )
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+        self.deployed = False
         self.out_channels = tuple(dims[i] for i in self.out_indices)
         self.out_strides = tuple(4 * 2**i for i in self.out_indices)
         # What no output depends on is not built: it would never get a
@@ -476,8 +491,37 @@ class EfficientMod(BaseModule):
             depth += int(inner[2]) // 3
         return depth, num_layers
 
+    @torch.no_grad()
+    def switch_to_deploy(self) -> EfficientMod:
+        """Fold what can be folded for inference, once the weights are there.
+
+        The affine parts of the norms and the layer scale go into the linear
+        layers behind and before them. The outputs are the same, the weights
+        are others: neither training nor a checkpoint of training fits any
+        more.
+
+        Returns:
+            The backbone itself, in evaluation mode.
+        """
+        if not self.deployed:
+            for stage in self.stages:
+                for block in stage.blocks:
+                    block.fold()
+            self.deployed = True
+        return self.requires_grad_(False).eval()
+
     def train(self, mode: bool = True) -> EfficientMod:
-        """Set the mode; what is frozen stays in evaluation mode."""
+        """Set the mode; what is frozen stays in evaluation mode.
+
+        Raises:
+            RuntimeError: For training after :meth:`switch_to_deploy`.
+        """
+        if mode and self.deployed:
+            raise RuntimeError(
+                'this EfficientMod was folded for inference by '
+                'switch_to_deploy() and cannot be trained any more; build it '
+                'anew and load the weights of the training'
+            )
         super().train(mode)
         self._freeze_stages()
         if mode and self.norm_eval:
@@ -525,6 +569,16 @@ def rename_official_keys(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             name = re.sub(pattern, replacement, name)
         renamed[name] = value
     return renamed
+
+
+def fold_affine(norm: nn.LayerNorm, *linears: nn.Linear) -> None:
+    """Move a norm's weight and bias into the linear layers that read it."""
+    for linear in linears:
+        shift = linear.weight @ norm.bias
+        bias = shift if linear.bias is None else linear.bias + shift
+        linear.bias = nn.Parameter(bias)
+        linear.weight *= norm.weight
+    norm.weight = norm.bias = None
 
 
 def init_linear(module: nn.Module) -> None:
