@@ -71,15 +71,18 @@ class Complexity:
     uncounted: dict[str, int]
 
 
-class _OneImage(nn.Module):
+class Network(nn.Module):
     """The network of a model, without pre- and post-processing.
 
     Args:
         model: A toolbox's model, or a module that takes an image alone.
-        size: Height and width that the image is said to have.
+        size: Height and width that the images are said to have.
+        batch: Number of the images. Default: 1.
     """
 
-    def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
+    def __init__(
+        self, model: nn.Module, size: tuple[int, int], batch: int = 1
+    ) -> None:
         super().__init__()
         self.model = model
         metainfo = dict(
@@ -89,10 +92,12 @@ class _OneImage(nn.Module):
             batch_input_shape=size,
             scale_factor=(1.0, 1.0),
         )
-        self.data_samples = [BaseDataElement(metainfo=metainfo)]
+        self.data_samples = [
+            BaseDataElement(metainfo=metainfo) for _ in range(batch)
+        ]
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """``(1, C, H, W)`` to all tensors that come out."""
+        """``(N, C, H, W)`` to all tensors that come out."""
         if isinstance(self.model, BaseModel):
             outs = self.model(image, self.data_samples, mode='tensor')
         else:
@@ -128,7 +133,7 @@ def measure(
         image = torch.randn(1, in_channels, height, width).to(device)
     training = [m for m in model.modules() if m.training]
     model.eval()  # apart, since not every backbone returns itself
-    analyzer = FlopAnalyzer(_OneImage(model, (height, width)), image)
+    analyzer = FlopAnalyzer(Network(model, (height, width)), image)
     analyzer.unsupported_ops_warnings(False)
     analyzer.uncalled_modules_warnings(False)
     analyzer.set_op_handle(**HANDLES, **dict.fromkeys(CHEAP))

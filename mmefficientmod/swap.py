@@ -139,7 +139,7 @@ def resolve_backbone(backbone: str | Mapping[str, Any]) -> ConfigDict:
     if isinstance(backbone, str):
         text = backbone.strip()
         if text.startswith(('{', 'dict(')):
-            backbone = _parse_dict(text)
+            backbone = parse_dict(text)
         else:
             name = text.replace('-', '_')
             if name not in BACKBONES:
@@ -167,7 +167,15 @@ def backbone_name(backbone: str | Mapping[str, Any]) -> str:
     return kind_of(resolve_backbone(backbone)).lower()
 
 
-def _parse_dict(text: str) -> Any:
+def parse_dict(text: str) -> Any:
+    """Read a dict as the command line has it.
+
+    Args:
+        text: ``{'key': value}`` or ``dict(key=value)``, of literals.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
     try:
         node = ast.parse(text, mode='eval').body
         if isinstance(node, ast.Call):

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmefficientmod import EfficientMod, cli
-from mmefficientmod.complexity import _OneImage, input_size, measure
+from mmefficientmod.complexity import Network, input_size, measure
 from mmefficientmod.config import ConfigError, load_config
 from mmefficientmod.models.backbones.efficientmod import ARCHS
 
@@ -107,7 +107,7 @@ def test_whole_models_count_as_pytorch_counts_them(name):
     # The same image gives the same proposals.
     torch.manual_seed(0)
     image = torch.randn(1, 3, *size)
-    assert products(result) == torch_products(_OneImage(model, size), image)
+    assert products(result) == torch_products(Network(model, size), image)
     assert result.params == sum(p.numel() for p in model.parameters())
     backbone = model.backbone
     assert result.backbone_params == sum(
