@@ -81,6 +81,8 @@ setup(
         'openmmlab': extra(
             'openmmlab', 'ftfy', 'regex', 'numpy<2', 'setuptools<81'
         ),
+        # For the mode onnxruntime of tools/benchmark.py.
+        'export': ['onnx', 'onnxruntime'],
         'test': ['pytest', 'pytest-xdist', 'ruff', 'setuptools>=77', 'timm'],
     },
     cmdclass={'build_py': BuildWithMim},
