@@ -1,0 +1,399 @@
+"""Results as a person reads them: tables, files and pictures."""
+
+from __future__ import annotations
+
+import csv
+import math
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from mmefficientmod.benchmark.measure import PARTS, Row
+from mmefficientmod.benchmark.results import Result, Results
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of all tables.
+
+    Attributes:
+        key: Its name in files, with the unit.
+        title: Its name in tables.
+        form: How a value is written in tables.
+        value: Its value, of a row and that of the baseline; None for none.
+    """
+
+    key: str
+    title: str
+    form: str
+    value: Callable[[Row, Row | None], Any]
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _memory_ratio(row: Row, baseline: Row | None) -> float | None:
+    if not row.memory or baseline is None or not baseline.memory:
+        return None
+    return row.memory / baseline.memory
+
+
+def _part(name: str) -> Column:
+    return Column(
+        f'{name.replace(" ", "_")}_ms',
+        f'{name.split()[0]} ms',
+        '.1f',
+        lambda r, b: _scaled((r.breakdown or {}).get(name), 1e3),
+    )
+
+
+COLUMNS = (
+    Column('model', 'model', '', lambda r, b: r.model),
+    Column(
+        'median_ms', 'ms', '.1f',
+        lambda r, b: 1e3 * r.measurement.median if r.times else None),
+    Column(
+        'iqr_ms', 'spread', '.1f',
+        lambda r, b: 1e3 * r.measurement.iqr if r.times else None),
+    Column('baseline', 'to', '', lambda r, b: r.baseline),
+    Column('ratio', 'ratio', '.2f', lambda r, b: r.ratio_to(b)),
+    Column('memory_mb', 'MB', '.1f', lambda r, b: _scaled(r.memory, 1e-6)),
+    Column('memory_ratio', 'MB ratio', '.2f', _memory_ratio),
+    *map(_part, PARTS),
+    Column(
+        'params_m', 'M params', '.2f', lambda r, b: _scaled(r.params, 1e-6)),
+    Column('flops_g', 'G FLOPs', '.2f', lambda r, b: _scaled(r.flops, 1e-9)),
+    Column('top1', 'top-1', '.1f', lambda r, b: r.top1),
+    Column('difference', 'differs', '.0e', lambda r, b: r.difference),
+    Column(
+        'graph_breaks', 'breaks', 'd', lambda r, b: r.graph_breaks),
+    Column('error', 'failed', '', lambda r, b: r.error),
+)  # fmt: skip
+
+
+def _values(result: Result) -> list[dict[str, Any]]:
+    """A dict for each row, by the keys of the columns."""
+    return [
+        {
+            column.key: column.value(row, result.baseline_of(row))
+            for column in COLUMNS
+        }
+        for row in result.rows
+    ]
+
+
+def _cells(result: Result) -> list[list[str]]:
+    """Titles and written values of the columns that have any.
+
+    Reasons are too long for a cell; see :func:`failures`.
+    """
+    values = _values(result)
+    hidden = {'error'}
+    if len(result.baselines) == 1:
+        hidden.add('baseline')
+    columns = [
+        column
+        for column in COLUMNS
+        if column.key not in hidden
+        and any(x[column.key] is not None for x in values)
+    ]
+    return [
+        [c.title for c in columns],
+        *(
+            [
+                '' if x[c.key] is None else format(x[c.key], c.form)
+                for c in columns
+            ]
+            for x in values
+        ),
+    ]
+
+
+def describe(machine: dict[str, str]) -> str:
+    """The machine in one line."""
+    return ', '.join(f'{key} {value}' for key, value in machine.items())
+
+
+def heading(result: Result) -> str:
+    """What was measured, how often, and against what."""
+    unfinished = '' if result.finished else ' (stopped early)'
+    return (
+        f'{result.title}: median of {rounds_of(result)} rounds{unfinished}, '
+        f'ratio to {" or ".join(result.baselines)}'
+    )
+
+
+def table(result: Result) -> Table:
+    """A result as a table for the terminal."""
+    titles, *rows = _cells(result)
+    made = Table(
+        title=escape(heading(result)), title_justify='left', box=SIMPLE_HEAD
+    )
+    # Where it is narrow, names and titles break, and numbers do not.
+    made.add_column(titles[0], overflow='fold')
+    for title, *cells in zip(
+        titles[1:], *(row[1:] for row in rows), strict=True
+    ):
+        words = [*title.split(), *cells]
+        made.add_column(title, justify='right', min_width=max(map(len, words)))
+    for row in rows:
+        made.add_row(*map(escape, row))
+    return made
+
+
+def failures(result: Result) -> list[str]:
+    """A line for each model that failed."""
+    return [f'{row.model}: {row.error}' for row in result.rows if row.error]
+
+
+def write(results: Results, folder: Path) -> list[Path]:
+    """Write all results as CSV, Markdown and pictures.
+
+    Args:
+        results: What to write.
+        folder: Where to; it is made.
+
+    Returns:
+        The files that were written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / 'results.csv', folder / 'results.md']
+    _write_csv(results, written[0])
+    written[1].write_text(markdown(results))
+    for name, figure in (
+        ('latency.png', latency_figure(results.results)),
+        ('growth.png', growth_figure(results.results)),
+    ):
+        path = folder / name
+        path.unlink(missing_ok=True)  # one of earlier results
+        if figure is not None:
+            figure.supxlabel(
+                textwrap.fill(describe(results.machine), 90), fontsize=6
+            )
+            figure.savefig(path, dpi=160)
+            written.append(path)
+    return written
+
+
+def _write_csv(results: Results, path: Path) -> None:
+    with path.open('w', newline='') as file:
+        writer = None
+        for result in results.results:
+            place = {
+                **vars(result.case),
+                'device': result.device,
+                'within': result.within,
+                'deploy': result.deploy,
+            }
+            for values in _values(result):
+                row = place | values | results.machine
+                if writer is None:
+                    writer = csv.DictWriter(file, list(row))
+                    writer.writeheader()
+                writer.writerow(row)
+
+
+def markdown(results: Results) -> str:
+    """All results as Markdown."""
+    parts = [f'{describe(results.machine)}\n']
+    for result in results.results:
+        titles, *rows = (
+            [cell.replace('|', r'\|') for cell in row]
+            for row in _cells(result)
+        )
+        marks = ['---', *['---:'] * (len(titles) - 1)]
+        lines = [
+            f'**{heading(result)}**',
+            '',
+            *(f'| {" | ".join(row)} |' for row in (titles, marks, *rows)),
+        ]
+        parts.append('\n'.join(lines) + '\n')
+        parts += [f'{text}\n' for text in failures(result)]
+    parts += [f'{text}\n' for text in crossings(results.results)]
+    return '\n'.join(parts)
+
+
+def rounds_of(result: Result) -> int:
+    """Rounds that were run."""
+    return max((len(row.times) for row in result.rows), default=0)
+
+
+# ------------------------------------------------------------ sizes compared
+
+
+def _by_size(results: Iterable[Result]) -> dict[str, list[Result]]:
+    """Results that differ in the size of the image alone, small to large."""
+    groups: dict[str, list[Result]] = {}
+    for result in sorted(results, key=_side):
+        case = result.case
+        size = f'x{case.height}x{case.width}'
+        title = result.title.replace(size, 'xHxW')
+        groups.setdefault(title, []).append(result)
+    return {title: x for title, x in groups.items() if len(x) > 1}
+
+
+def _side(result: Result) -> float:
+    """Of the square with as many pixels."""
+    return math.sqrt(result.case.height * result.case.width)
+
+
+def crossings(results: Sequence[Result]) -> list[str]:
+    """From which size on attention costs more than the modulation blocks."""
+    _, modulation, attention = PARTS
+    texts = []
+    for title, group in _by_size(results).items():
+        costly: dict[str, str | None] = {}
+        for result in group:
+            for row in result.rows:
+                parts = row.breakdown
+                if parts and parts[attention]:
+                    size = f'{result.case.height}x{result.case.width}'
+                    more = parts[attention] > parts[modulation]
+                    found = costly.setdefault(row.model, None)
+                    costly[row.model] = found or (size if more else None)
+        for model, size in costly.items():
+            texts.append(
+                f'{title}: in {model}, attention takes '
+                + (
+                    f'more time than the modulation blocks from {size} on.'
+                    if size
+                    else 'less time than the modulation blocks at each size.'
+                )
+            )
+    return texts
+
+
+# ------------------------------------------------------------------ pictures
+
+
+def latency_figure(results: Sequence[Result]) -> Figure | None:
+    """Published top-1 against time, a panel a case, with the Pareto front.
+
+    Returns:
+        None where no accuracy is known.
+    """
+    shown = [
+        result
+        for result in results
+        if not result.case.training
+        and any(row.times and row.top1 for row in result.rows)
+    ]
+    if not shown:
+        return None
+    figure, axes = _panels(len(shown), 1)
+    for ax, result in zip(axes.flat, shown, strict=False):
+        points = [
+            (1e3 * row.measurement.median, row.top1, row.model)
+            for row in result.rows
+            if row.times and row.top1
+        ]
+        for x, y, name in points:
+            ax.plot(x, y, _marker(name))
+            ax.annotate(
+                name,
+                (x, y),
+                (0, 5),
+                textcoords='offset points',
+                ha='center',
+                fontsize=7,
+            )
+        front = pareto([(x, y) for x, y, _ in points])
+        ax.plot(*zip(*front, strict=True), '--', color='grey', zorder=0)
+        ax.margins(0.3, 0.15)
+        ax.set_title(result.title, fontsize=8)
+        ax.set_xlabel('ms')
+        ax.set_ylabel('ImageNet top-1, published, %')
+    return figure
+
+
+def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those points than which none is faster and at least as accurate.
+
+    Args:
+        points: Pairs of time and accuracy.
+
+    Returns:
+        Them, the fastest first.
+    """
+    front: list[tuple[float, float]] = []
+    for time, accuracy in sorted(points, key=lambda p: (p[0], -p[1])):
+        if not front or accuracy > front[-1][1]:
+            front.append((time, accuracy))
+    return front
+
+
+def growth_figure(results: Sequence[Result]) -> Figure | None:
+    """Time and memory against the side of the image, both logarithmic.
+
+    Returns:
+        None where no two sizes were measured.
+    """
+    groups = _by_size(results)
+    if not groups:
+        return None
+    quantities = {
+        'ms': lambda r: r.times and 1e3 * r.measurement.median,
+        'MB': lambda r: r.memory and r.memory / 1e6,
+    }
+    if not any(r.memory for g in groups.values() for x in g for r in x.rows):
+        del quantities['MB']
+    figure, axes = _panels(len(groups), len(quantities))
+    for column, (title, group) in enumerate(groups.items()):
+        for line, (unit, value) in enumerate(quantities.items()):
+            ax = axes[line][column]
+            if _draw_growth(ax, group, value):
+                ax.set_title(title, fontsize=8)
+                ax.set_ylabel(unit)
+            else:
+                ax.remove()
+    return figure
+
+
+def _draw_growth(
+    ax: Axes, group: Sequence[Result], value: Callable[[Row], Any]
+) -> bool:
+    """A line for each model.
+
+    Returns:
+        Whether there is anything to see.
+    """
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for result in group:
+        for row in result.rows:
+            if value(row):
+                points = lines.setdefault(row.model, [])
+                points.append((_side(result), value(row)))
+    if not lines:
+        return False
+    for name, points in lines.items():
+        ax.plot(*zip(*points, strict=True), f'{_marker(name)}-', label=name)
+    ax.set_xscale('log')
+    ax.set_yscale('log')
+    ax.yaxis.set_major_formatter('{x:g}')
+    ax.yaxis.set_minor_formatter('{x:g}')
+    ax.tick_params(which='both', labelsize=7)
+    sides = [_side(result) for result in group]
+    ax.set_xticks(sides, [f'{x:.0f}' for x in sides])
+    ax.set_xticks([], minor=True)
+    ax.legend(fontsize=7)
+    ax.set_xlabel('side of the image, pixels')
+    return True
+
+
+def _panels(columns: int, lines: int) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(4.5 * columns, 3.5 * lines), layout='constrained')
+    return figure, figure.subplots(lines, columns, squeeze=False)
+
+
+def _marker(name: str) -> str:
+    """Ours are stars."""
+    return '*' if name.startswith('efficientmod') else 'o'

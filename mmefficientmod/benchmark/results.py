@@ -1,0 +1,208 @@
+"""What was measured, on what, kept in a folder so that a run can go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmefficientmod import __version__
+from mmefficientmod.benchmark.candidates import Candidate
+from mmefficientmod.benchmark.measure import Row, Settings
+from mmefficientmod.benchmark.work import Case
+from mmefficientmod.compat import PYTORCH, STACKS
+from mmefficientmod.config import ConfigError
+
+# Libraries whose versions matter, besides PyTorch and the toolboxes.
+LIBRARIES = ('timm', 'onnx', 'onnxruntime', 'onnxruntime-gpu', 'triton')
+FILE = 'results.json'
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What is measured on: processor, cores, system and versions."""
+    found = dict(cpu=_cpu_name(), cores=str(os.cpu_count()))
+    if device.type == 'cuda':
+        found['gpu'] = torch.cuda.get_device_name(device)
+        found['cuda'] = str(torch.version.cuda)
+    found['system'] = f'{platform.system()} {platform.machine()}'
+    found['python'] = platform.python_version()
+    found['mmefficientmod'] = __version__
+    names = {
+        name: None
+        for modules in (*PYTORCH.values(), *STACKS.values())
+        for dists in modules.values()
+        for name in dists
+    }
+    for name in (*names, *LIBRARIES):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_name() -> str:
+    lines = Path('/proc/cpuinfo')
+    if lines.is_file():
+        for line in lines.read_text().splitlines():
+            key, _, value = line.partition(':')
+            if key.strip() == 'model name':
+                return value.strip()
+    return platform.processor() or 'unknown'
+
+
+@dataclass
+class Result:
+    """A case, how it was measured, and what came out.
+
+    Attributes:
+        case: What was run.
+        device: Where: ``cpu`` or ``cuda``.
+        within: What the backbones were in; None for backbones alone.
+        deploy: Whether they were folded for inference.
+        breakdown: Whether parts were timed.
+        baselines: Names of the models that others are compared with.
+        rounds: How many were asked for.
+        sources: For each model, the hash of its code.
+        finished: Whether all rounds were run.
+        rows: One for each model.
+    """
+
+    case: Case
+    device: str
+    within: str | None
+    deploy: bool
+    breakdown: bool
+    baselines: list[str]
+    rounds: int
+    sources: dict[str, str]
+    finished: bool = False
+    rows: list[Row] = field(default_factory=list)
+
+    @classmethod
+    def planned(
+        cls,
+        candidates: Sequence[Candidate],
+        case: Case,
+        settings: Settings,
+        within: str | None,
+    ) -> Result:
+        """One in which nothing was measured yet."""
+        return cls(
+            case,
+            str(settings.device),
+            within,
+            settings.deploy,
+            settings.breakdown,
+            list(settings.baselines),
+            settings.rounds,
+            {c.name: c.source for c in candidates},
+        )
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Result:
+        """The opposite of ``dataclasses.asdict``."""
+        return cls(
+            **content
+            | dict(
+                case=Case(**content['case']),
+                rows=[Row(**row) for row in content['rows']],
+            )
+        )
+
+    @property
+    def title(self) -> str:
+        """What a table of it is called."""
+        place = f', within {self.within}' if self.within else ''
+        deploy = ', deployed' if self.deploy else ''
+        return f'{self.case}, {self.device}{place}{deploy}'
+
+    def baseline_of(self, row: Row) -> Row | None:
+        """The row that ratios of another refer to, if there is one."""
+        return next((x for x in self.rows if x.model == row.baseline), None)
+
+    def repeats(self, other: Result) -> bool:
+        """Whether both are of the same models, measured in the same way."""
+        outcome = dict(finished=False, rows=[])
+        return dataclasses.replace(self, **outcome) == dataclasses.replace(
+            other, **outcome
+        )
+
+
+class Results:
+    """The results of a folder, or of one run.
+
+    Args:
+        folder: Where they are kept; None keeps them nowhere.
+        fresh: Whether to forget what the folder has.
+        machine: What this run measures on.
+
+    Attributes:
+        results: In the order in which they were measured.
+
+    Raises:
+        ConfigError: If the folder has results of another machine or other
+            versions.
+    """
+
+    def __init__(
+        self, folder: Path | None, fresh: bool, machine: dict[str, str]
+    ) -> None:
+        self.path = folder / FILE if folder else None
+        self.machine = machine
+        self.results: list[Result] = []
+        if self.path and self.path.is_file() and not fresh:
+            self._load()
+
+    def _load(self) -> None:
+        try:
+            content = json.loads(self.path.read_text())
+            before = content['machine']
+            results = [Result.from_dict(x) for x in content['results']]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError(
+                f'{self.path} is no file of this benchmark ({error}); give '
+                'another --out, or --fresh to overwrite it'
+            ) from error
+        changed = [
+            f'{key} {before.get(key, "absent")}, now '
+            f'{self.machine.get(key, "absent")}'
+            for key in {**before, **self.machine}
+            if before.get(key) != self.machine.get(key)
+        ]
+        if changed:
+            raise ConfigError(
+                f'{self.path} was measured with {"; ".join(changed)}: give '
+                'another --out, or --fresh to measure anew'
+            )
+        self.results = results
+
+    def find(self, planned: Result) -> Result | None:
+        """The finished result that a planned one would repeat."""
+        for result in self.results:
+            if result.finished and result.repeats(planned):
+                return result
+        return None
+
+    def add(self, result: Result) -> None:
+        """Take a result in, in the place of an older one of its title."""
+        self.results = [x for x in self.results if x.title != result.title]
+        self.results.append(result)
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            content = dict(
+                machine=self.machine,
+                results=[dataclasses.asdict(x) for x in self.results],
+            )
+            # Ctrl-C while it is written leaves the old one.
+            new = self.path.with_suffix('.new')
+            new.write_text(json.dumps(content, indent=1) + '\n')
+            new.replace(self.path)
