@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import pytest
@@ -26,7 +27,9 @@ from mmefficientmod.benchmark.measure import PARTS, Row, Settings, measure_case
 from mmefficientmod.benchmark.results import Result
 from mmefficientmod.benchmark.work import Case, prepare, saved_bytes
 from mmefficientmod.config import ConfigError, find_config
+from mmefficientmod.models.backbones.efficientmod import ModulationMlp
 
+ROOT = Path(__file__).parents[1]
 CASE = Case('infer', 1, 32, 32, 'fp32', 1)
 SETTINGS = Settings(torch.device('cpu'), rounds=2, baselines=['own.py:Tiny'])
 HAS_ORT = all(map(importlib.util.find_spec, ('onnx', 'onnxruntime')))
@@ -550,6 +553,25 @@ def test_top1_comes_from_the_model_index():
     assert top1['efficientmod_s_in1k'] == 81.0
     assert len(top1) == 4
     assert find_candidate('efficientmod_s').index_name in top1
+
+
+@pytest.mark.parametrize(
+    'name', ['Repeat', 'Reshape', 'Broadcast', 'BroadcastInPlace']
+)
+def test_products_are_the_same(name):
+    ours = find_candidate('efficientmod_xxs').build()
+    path = ROOT / 'tools/dev/product.py'
+    other = find_candidate(f'{path}:{name}(arch="xxs")').build()
+    assert type(other.stages[0].blocks[0].mlp) is not ModulationMlp
+    image = torch.rand(1, 3, 32, 32)
+    assert_close(other(image), ours(image))
+    with torch.no_grad():
+        assert_close(other(image), ours(image))
+    grads = []
+    for model in (ours, other):
+        model(image)[-1].sum().backward()
+        grads.append(model.stem.proj.weight.grad)
+    assert_close(*grads)
 
 
 @pytest.mark.skipif(
