@@ -24,6 +24,7 @@ from mmefficientmod.benchmark.candidates import (
 from mmefficientmod.benchmark.work import Case, Work, prepare, saved_bytes
 from mmefficientmod.complexity import measure as measure_complexity
 from mmefficientmod.config import ConfigError
+from mmefficientmod.deploy import switch_to_deploy
 from mmefficientmod.models.backbones.efficientmod import (
     AttentionBlock,
     ModulationBlock,
@@ -231,7 +232,7 @@ def _start(
     alone = not candidate.whole
     own = _outputs(prepare(model, case.eager, image)) if alone else []
     if settings.deploy:
-        altered |= _switch_to_deploy(model)
+        altered |= bool(switch_to_deploy(model))
     _count(model, case, row)
     if settings.breakdown and case.mode == 'infer':
         row.breakdown = _break_down(model, case, image, settings.rounds)
@@ -319,19 +320,6 @@ def _outputs(work: Work) -> list[Tensor]:
     # Without TF32, so that differences are those of the models.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return work.outputs()
-
-
-def _switch_to_deploy(model: nn.Module) -> bool:
-    """Fold what a backbone, or else what its parts can fold.
-
-    Returns:
-        Whether anything could.
-    """
-    if hasattr(model, 'switch_to_deploy'):
-        model.switch_to_deploy()
-        return True
-    # All of them, not the first alone.
-    return sum(_switch_to_deploy(child) for child in model.children()) > 0
 
 
 def _count(model: nn.Module, case: Case, row: Row) -> None:

@@ -14,10 +14,11 @@ to the size of the value, and Broadcast the value, to groups of C channels.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmefficientmod import EfficientMod
-from mmefficientmod.models.backbones.efficientmod import ModulationMlp, gelu
+from mmefficientmod.models.backbones.efficientmod import ModulationMlp
+from mmefficientmod.models.recompute import gelu
 
 
 class Variant(EfficientMod):
@@ -41,13 +42,16 @@ class Variant(EfficientMod):
 
 
 class _Mlp(ModulationMlp):
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, H, W, C) -> (N, H, W, C)``."""
-        context = self.context(x)
+    def forward(
+        self, x: Tensor, norm: nn.LayerNorm, gamma: Tensor | None
+    ) -> Tensor:
+        """As in ModulationMlp, but layer by layer."""
+        x = norm(x)
+        context = self.context(self.context.f(x))
         value = self.fc1(x)
         if self.expand_ratio > 1:
             value = gelu(value)
-        return self.fc2(self.product(value, context))
+        return self.fc2(self.product(value, context)) * gamma
 
 
 class Repeat(Variant):
