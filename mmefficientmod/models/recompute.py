@@ -7,21 +7,20 @@ gradient is asked for, which no matrix product is repeated for. That is the
 memory of most of a block, and on a CPU time as well, since memory that is not
 kept is still in the cache.
 
-While the network is traced or compiled, and where no gradient is wanted, they
-are the plain modules one after another: a compiler decides by itself what it
-makes again.
+While the network is traced, compiled or transformed (``torch.func``), and
+where no gradient is wanted, they are the plain modules one after another: a
+compiler decides by itself what it makes again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 # torch 2.1 has it in another place.
 is_compiling = getattr(torch.compiler, 'is_compiling', None)
@@ -31,7 +30,7 @@ if is_compiling is None:
 
 def norm_linear(
     x: Tensor, norm: nn.LayerNorm, *linears: nn.Linear
-) -> list[Tensor]:
+) -> Sequence[Tensor]:
     """Linear layers that read the same LayerNorm; keeps ``x`` alone.
 
     Args:
@@ -45,8 +44,8 @@ def norm_linear(
     if not _recomputes(norm, *linears):
         x = norm(x)
         return [linear(x) for linear in linears]
-    make = _Norm(norm.eps)
-    return _apply(make, (x, norm.weight, norm.bias), linears)
+    params = [p for m in linears for p in (m.weight, m.bias)]
+    return _NormLinear.apply(x, norm.weight, norm.bias, norm.eps, *params)
 
 
 def gelu_linear(x: Tensor, linear: nn.Linear) -> Tensor:
@@ -63,7 +62,9 @@ def gelu_linear(x: Tensor, linear: nn.Linear) -> Tensor:
     """
     if not _recomputes(linear):
         return linear(gelu(x))
-    return _apply(_Product(activate=True), (x, None), (linear,))[0]
+    return _ProductLinear.apply(
+        x, None, linear.weight, linear.bias, None, True
+    )
 
 
 def product_linear(
@@ -87,18 +88,23 @@ def product_linear(
     Returns:
         ``(..., C_out)``.
     """
-    if not _recomputes(linear):
-        value = gelu(value) if activate else value
-        x = linear(_product(value, context, torch.is_grad_enabled()))
-        if scale is None:
-            return x
-        return x * scale if torch.is_grad_enabled() else x.mul_(scale)
-    made = _Product(activate), (value, context), (linear,)
-    if scale is None or value.dtype == torch.float16:
+    if _recomputes(linear):
         # The gradient of the scale, as it is made here, overflows float16.
-        x = _apply(*made)[0]
-        return x if scale is None else x * scale
-    return _apply(*made, scale)[0]
+        later = value.dtype == torch.float16
+        x = _ProductLinear.apply(
+            value,
+            context,
+            linear.weight,
+            linear.bias,
+            None if later else scale,
+            activate,
+        )
+        return scale * x if later and scale is not None else x
+    value = gelu(value) if activate else value
+    x = linear(multiply(value, context))
+    if scale is None:
+        return x
+    return x * scale if torch.is_grad_enabled() else x.mul_(scale)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -110,11 +116,27 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
 
 
-def _product(value: Tensor, context: Tensor, copy: bool = True) -> Tensor:
-    # The context is broadcast over the r groups instead of repeated.
-    groups = _groups(value, context)
-    context = context.unsqueeze(-2)
-    groups = groups * context if copy else groups.mul_(context)
+def multiply(value: Tensor, context: Tensor) -> Tensor:
+    """Value times context, which is broadcast over groups, not repeated.
+
+    Overwrites ``value`` where no gradient is wanted.
+
+    Args:
+        value: ``(..., rC)``.
+        context: ``(..., C)``.
+    """
+    if torch.is_grad_enabled():
+        return multiply_copy(value, context)
+    return (
+        _groups(value, context)
+        .mul_(context.unsqueeze(-2))
+        .reshape(value.shape)
+    )
+
+
+def multiply_copy(value: Tensor, context: Tensor) -> Tensor:
+    """The same, but never over ``value``."""
+    groups = _groups(value, context) * context.unsqueeze(-2)
     return groups.reshape(value.shape)
 
 
@@ -128,8 +150,7 @@ def _recomputes(*modules: nn.Module) -> bool:
     # to be called.
     return (
         torch.is_grad_enabled()
-        and not is_compiling()
-        and not torch.jit.is_tracing()
+        and not _is_traced()
         and all(
             type(m) in (nn.Linear, nn.LayerNorm)
             and m.weight is not None
@@ -142,35 +163,59 @@ def _recomputes(*modules: nn.Module) -> bool:
     )
 
 
-def _apply(
-    make: _Norm | _Product,
-    operands: Sequence[Tensor | None],
-    linears: Sequence[nn.Linear],
-    scale: Tensor | None = None,
-) -> Sequence[Tensor]:
-    weights = [p for m in linears for p in (m.weight, m.bias)]
-    return _MadeLinear.apply(make, len(operands), *operands, scale, *weights)
+def _is_traced() -> bool:
+    return (
+        is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
 
 
-@dataclass(frozen=True)
-class _Norm:
-    """LayerNorm of ``x`` with an affine weight and bias."""
+class _NormLinear(Function):
+    """Linear layers of a LayerNorm."""
 
-    eps: float
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        *params: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        outs = _norm_linear(x, weight, bias, eps, *params)
+        ctx.save_for_backward(x, weight, bias, *params)
+        ctx.eps = eps
+        # Autocast may have chosen another than that of x.
+        ctx.dtype = outs[0].dtype
+        return outs
 
-    def __call__(
-        self, x: Tensor, weight: Tensor, bias: Tensor
-    ) -> tuple[Tensor, Any]:
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            return _differentiate(
+                lambda x, weight, bias, *params: _norm_linear(
+                    x, weight, bias, ctx.eps, *params, dtype=ctx.dtype
+                ),
+                ctx.saved_tensors,
+                grads,
+                nones=(3,),
+            )
+        x, weight, bias, *params = ctx.saved_tensors
         y, *stats = torch.native_layer_norm(
-            x, x.shape[-1:], weight, bias, self.eps
+            x, x.shape[-1:], weight, bias, ctx.eps
         )
-        return y, stats
-
-    def backward(
-        self, grad: Tensor, stats: Any, x: Tensor, weight: Tensor, bias: Tensor
-    ) -> Sequence[Tensor]:
-        return torch.ops.aten.native_layer_norm_backward(
-            grad.to(x.dtype),
+        rows = y.to(ctx.dtype).flatten(0, -2)
+        grad_y = None
+        found: list[Tensor | None] = []
+        for grad, w, b in zip(grads, params[::2], params[1::2], strict=True):
+            grad = grad.reshape(-1, grad.shape[-1])
+            found += [grad.t() @ rows, None if b is None else grad.sum(0)]
+            w = w.to(ctx.dtype)
+            grad_y = grad @ w if grad_y is None else grad_y.addmm_(grad, w)
+        of_norm = torch.ops.aten.native_layer_norm_backward(
+            grad_y.view(x.shape).to(x.dtype),
             x,
             x.shape[-1:],
             *stats,
@@ -178,145 +223,124 @@ class _Norm:
             bias,
             [True, True, True],
         )
+        return *of_norm, None, *found
 
 
-@dataclass(frozen=True)
-class _Product:
-    """Value times context, or the value alone where that is None."""
-
-    activate: bool
-
-    def __call__(
-        self, value: Tensor, context: Tensor | None
-    ) -> tuple[Tensor, Any]:
-        active = F.gelu(value) if self.activate else value
-        y = active if context is None else _product(active, context)
-        return y, active
-
-    def backward(
-        self, grad: Tensor, active: Any, value: Tensor, context: Tensor | None
-    ) -> Sequence[Tensor | None]:
-        grad_context = None
-        if context is not None:
-            grad_context = _groups(grad * active, context).sum(-2)
-            grad = _product(grad, context)
-        if self.activate:
-            grad = torch.ops.aten.gelu_backward(grad, value)
-        return grad, grad_context
+def _norm_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *params: Tensor | None,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, ...]:
+    x = F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    if dtype is not None:
+        x, *params = (t if t is None else t.to(dtype) for t in (x, *params))
+    return tuple(
+        F.linear(x, w, b)
+        for w, b in zip(params[::2], params[1::2], strict=True)
+    )
 
 
-class _MadeLinear(Function):
-    """Linear layers of an input that is made, here and again for gradients.
-
-    Inputs: how it is made, the number of operands, the operands, the scale of
-    the outputs, then weight and bias of each layer.
-    """
-
-    generate_vmap_rule = True
+class _ProductLinear(Function):
+    """A linear layer of value times context, in the value's dtype."""
 
     @staticmethod
     def forward(
-        make: _Norm | _Product, num_operands: int, *tensors: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        operands, scale, weights, biases = _split(num_operands, tensors)
-        return _linear(make(*operands)[0], scale, weights, biases)
+        ctx: Any,
+        value: Tensor,
+        context: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        scale: Tensor | None,
+        activate: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(value, context, weight, bias, scale)
+        ctx.activate = activate
+        return _product_linear(value, context, weight, bias, scale, activate)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.make, ctx.num_operands, *tensors = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
-        # That of the products, which autocast may have chosen.
-        scaled = tensors[ctx.num_operands] is not None
-        ctx.dtype = tensors[0].dtype if scaled else output[0].dtype
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        backward = _differentiable if torch.is_grad_enabled() else _backward
-        with torch.autocast(grads[0].device.type, enabled=False):
-            return None, None, *backward(ctx, grads)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
-        """Forward-mode derivatives, those of the plain operations.
-
-        The backward pass is linear in the gradients that it is given, and
-        its own backward pass is the derivative forward. PyTorch nests these
-        where it does not nest forward modes.
-        """
-        plain, given = _plain(ctx)
-        tangents = [
-            torch.zeros_like(x) if t is None else t
-            for x, t in zip(ctx.saved_tensors, tangents[2:], strict=True)
-            if x is not None
-        ]
-        outs, backward = torch.func.vjp(plain, *given)
-        zeros = tuple(torch.zeros_like(x) for x in outs)
-        _, forward = torch.func.vjp(backward, zeros)
-        return forward(tuple(tangents))[0]
-
-
-def _linear(
-    x: Tensor,
-    scale: Tensor | None,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-) -> tuple[Tensor, ...]:
-    outs = [F.linear(x, *p) for p in zip(weights, biases, strict=True)]
-    return tuple(outs if scale is None else [scale * x for x in outs])
-
-
-def _backward(ctx: Any, grads: Sequence[Tensor]) -> list[Tensor | None]:
-    operands, scale, weights, biases = _split(
-        ctx.num_operands, ctx.saved_tensors
-    )
-    x, kept = ctx.make(*operands)
-    shape = x.shape
-    x = x.to(ctx.dtype).reshape(-1, shape[-1])
-    grad_x = grad_scale = None
-    grad_params = []
-    for w, b, grad in zip(weights, biases, grads, strict=True):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            return _differentiate(
+                lambda *tensors: _product_linear(*tensors, ctx.activate),
+                ctx.saved_tensors,
+                (grad,),
+                nones=(5,),
+            )
+        value, context, weight, bias, scale = ctx.saved_tensors
+        # No more than three tensors as wide as the value at a time, and none
+        # that is not needed: to allocate them takes as long as to fill them.
+        active = F.gelu(value) if ctx.activate else value
+        x = active if context is None else multiply_copy(active, context)
         grad = grad.reshape(-1, grad.shape[-1])
-        grad_w = grad.to(ctx.dtype).t() @ x
-        grad_b = None if b is None else grad.sum(0)
+        grad_w = grad.to(value.dtype).t() @ x.flatten(0, -2)
+        grad_b = None if bias is None else grad.sum(0)
+        grad_scale = None
         if scale is not None:
             # The unscaled output is not needed for this.
-            grad_scale = (grad_w * w).sum(1)
+            grad_scale = (grad_w * weight).sum(1)
             grad_w = grad_w * scale[:, None]
-            if b is not None:
-                grad_scale = grad_scale + grad_b * b
+            if bias is not None:
+                grad_scale = grad_scale + grad_b * bias
                 grad_b = grad_b * scale
             grad = grad * scale
-        grad, w = grad.to(ctx.dtype), w.to(ctx.dtype)
-        grad_x = grad @ w if grad_x is None else grad_x.addmm_(grad, w)
-        grad_params += [grad_w, grad_b]
-    grad_operands = ctx.make.backward(grad_x.view(shape), kept, *operands)
-    return [*grad_operands, grad_scale, *grad_params]
+        grad_x = grad.to(value.dtype) @ weight.to(value.dtype)
+        grad_x = grad_x.view(value.shape)
+        grad_context = None
+        if context is not None:
+            del x
+            grad_context = _groups(grad_x * active, context).sum(-2)
+            _groups(grad_x, context).mul_(context.unsqueeze(-2))
+        if ctx.activate:
+            grad_x = torch.ops.aten.gelu_backward(grad_x, value)
+        return grad_x, grad_context, grad_w, grad_b, grad_scale, None
 
 
-def _differentiable(ctx: Any, grads: Sequence[Tensor]) -> list[Tensor | None]:
-    # Gradients that have gradients: those of the plain operations.
-    plain, given = _plain(ctx)
-    found = iter(torch.func.vjp(plain, *given)[1](tuple(grads)))
-    return [x if x is None else next(found) for x in ctx.saved_tensors]
+def _product_linear(
+    value: Tensor,
+    context: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    activate: bool,
+) -> Tensor:
+    x = F.gelu(value) if activate else value
+    if context is not None:
+        # Not over the value itself, which is kept.
+        x = multiply_copy(x, context)
+    x = F.linear(
+        x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    )
+    return x if scale is None else scale * x
 
 
-def _plain(ctx: Any) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
-    """The forward pass as plain operations, and the tensors that it takes."""
-    tensors = ctx.saved_tensors
+def _differentiate(
+    function: Callable[..., Any],
+    tensors: Sequence[Tensor | None],
+    grads: Sequence[Tensor],
+    nones: Sequence[int],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the plain operations, which have gradients.
 
-    def plain(*given: Tensor) -> tuple[Tensor, ...]:
+    Args:
+        function: The forward pass.
+        tensors: What it takes.
+        grads: Gradients of what it gives.
+        nones: Places among the gradients of what is no tensor.
+    """
+    present = [x is not None for x in tensors]
+
+    def plain(*given: Tensor) -> Any:
         given = iter(given)
-        inputs = [x if x is None else next(given) for x in tensors]
-        operands, scale, weights, biases = _split(ctx.num_operands, inputs)
-        x = ctx.make(*operands)[0].to(ctx.dtype)
-        weights = [w.to(ctx.dtype) for w in weights]
-        biases = [b if b is None else b.to(ctx.dtype) for b in biases]
-        return _linear(x, scale, weights, biases)
+        return function(*(next(given) if there else None for there in present))
 
-    return plain, [x for x in tensors if x is not None]
-
-
-def _split(num_operands: int, tensors: Sequence[Tensor | None]) -> tuple:
-    scale, *params = tensors[num_operands:]
-    return tensors[:num_operands], scale, params[::2], params[1::2]
+    outs, backward = torch.func.vjp(
+        plain, *(x for x in tensors if x is not None)
+    )
+    found = iter(backward(grads if isinstance(outs, tuple) else grads[0]))
+    result = [next(found) if there else None for there in present]
+    for place in nones:
+        result.insert(place, None)
+    return tuple(result)
