@@ -362,7 +362,6 @@ def test_folded_for_inference(arch):
     model = EfficientMod(settings, layer_scale_init_value=gamma)
     randomise(model, 1).eval()
     image = torch.rand(2, 3, 70, 64)
-    parameters = sum(p.numel() for p in model.parameters())
     with torch.no_grad():
         expected = model(image)
         folded = model.switch_to_deploy()
@@ -370,7 +369,12 @@ def test_folded_for_inference(arch):
         assert folded.switch_to_deploy() is model  # again changes nothing
         for out, x in zip(folded(image), expected, strict=True):
             assert (out - x).abs().max() <= 1e-5 * x.abs().max()
-    assert sum(p.numel() for p in model.parameters()) < parameters
+    left = {name.split('.')[-1] for name in model.state_dict()}
+    assert left == {'weight', 'bias'}  # no gamma
+    blocks = [m for stage in model.stages for m in stage.blocks.modules()]
+    norms = [m for m in blocks if isinstance(m, torch.nn.LayerNorm)]
+    assert norms
+    assert all(norm.weight is None for norm in norms)
     assert not any(p.requires_grad for p in model.parameters())
     # What is asked of the image is still answered.
     image.requires_grad_()
