@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmefficientmod import EfficientMod
 from mmefficientmod.models.backbones.efficientmod import ModulationMlp
-from mmefficientmod.models.recompute import gelu
+from mmefficientmod.models.backward import gelu
 
 
 class Variant(EfficientMod):

@@ -26,7 +26,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from mmefficientmod.checkpoint import load_pretrained, pretrained_part
-from mmefficientmod.models.recompute import (
+from mmefficientmod.models.backward import (
+    depthwise_conv,
     gelu_linear,
     norm_linear,
     product_linear,
@@ -119,7 +120,7 @@ class ContextBranch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``f(x)``, ``(N, H, W, C)``, to the context, ``(N, H, W, C)``."""
-        x = to_nhwc(self.conv(to_nchw_view(x)))
+        x = to_nhwc(depthwise_conv(to_nchw_view(x), self.conv))
         return gelu_linear(x, self.g)
 
 
@@ -449,7 +450,7 @@ class EfficientMod(BaseModule):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """``(N, C, H, W)`` to one ``(N, C_i, H_i, W_i)`` a level."""
         outs = []
-        x = self.stem(x)
+        x = self.stem(to_nchw_view(to_nhwc(x)))
         for i, stage in enumerate(self.stages):
             x = stage(x)
             if i in self.out_indices:

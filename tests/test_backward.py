@@ -1,4 +1,4 @@
-"""Linear layers that make their input again in the backward pass."""
+"""Layers with backward passes of their own: as PyTorch's, for less."""
 
 import pytest
 import torch
@@ -7,7 +7,8 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, vmap
 
 from mmefficientmod import EfficientMod
-from mmefficientmod.models.recompute import (
+from mmefficientmod.models.backward import (
+    depthwise_conv,
     gelu_linear,
     norm_linear,
     product_linear,
@@ -66,7 +67,22 @@ class ProductCase(nn.Module):
         )
 
 
+class DepthwiseCase(nn.Module):
+    """A depth-wise convolution, in the layout that the backbone has."""
+
+    def __init__(self, bias=True):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 5, padding=2, groups=3, bias=bias)
+        x = torch.randn(2, 6, 4, 3)
+        self.inputs = (x.permute(0, 3, 1, 2),)
+
+    def forward(self, x):
+        return depthwise_conv(x, self.conv)
+
+
 CASES = {
+    'depthwise': DepthwiseCase,
+    'depthwise, no bias': lambda: DepthwiseCase(bias=False),
     'norm': NormCase,
     'norm, no bias': lambda: NormCase(bias=False),
     'gelu': GeluCase,
@@ -88,7 +104,7 @@ def case(request):
 def call_modules(model):
     """Have each layer called as a module, which a hook makes necessary."""
     for m in model.modules():
-        if isinstance(m, (nn.Linear, nn.LayerNorm)):
+        if isinstance(m, (nn.Linear, nn.LayerNorm, nn.Conv2d)):
             m.register_forward_hook(lambda *_: None)
     return model
 
