@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 from torch import nn
 
@@ -21,7 +21,7 @@ def switch_to_deploy(model: nn.Module) -> list[str]:
     names = []
     for name, module in list(model.named_modules()):
         # What folds itself may hold parts that could, too.
-        inside = any(name.startswith(f'{outer}.') for outer in names)
+        inside = any(not x or name.startswith(f'{x}.') for x in names)
         if hasattr(module, 'switch_to_deploy') and not inside:
             module.switch_to_deploy()
             names.append(name)
@@ -38,6 +38,10 @@ class SwitchToDeployHook(Hook):
     def before_test(self, runner: Runner) -> None:
         """Fold it, and say what was folded."""
         names = switch_to_deploy(runner.model)
+        for hook in runner.hooks:
+            # It puts its averaged weights in the place of the others.
+            if isinstance(hook, EMAHook):
+                switch_to_deploy(hook.ema_model)
         runner.logger.info(
             f'folded for inference: {", ".join(names)}'
             if names

@@ -203,10 +203,49 @@ def test_layers_that_are_more_than_weights_are_called():
     (expected,) = norm_linear(x, norm, plain)
     (found,) = norm_linear(x, norm, lora)
     torch.testing.assert_close(found, expected + 1)
+    patched = nn.Linear(DIM, 3)
+    patched.forward = lambda x: plain(x) + 2
+    (found,) = norm_linear(x, norm, patched)
+    torch.testing.assert_close(found, expected + 2)
     seen = []
     plain.register_full_backward_hook(lambda *_: seen.append(1))
     gelu_linear(x.requires_grad_(), plain).sum().backward()
     assert seen
+
+
+def test_large_batches_in_bfloat16():
+    """The gradient of the kernel is summed over the images in float32."""
+    case = DepthwiseCase()
+    x = torch.randn(64, 3, 6, 4)
+    out_grad = torch.randn_like(x)
+    _, exact = gradients(case, (x,), out_grad)
+
+    def error(model):
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            out = model(x)
+        (found,) = torch.autograd.grad(
+            out, [model.conv.weight], out_grad.to(out.dtype)
+        )
+        return (found - exact[1]).norm() / exact[1].norm()
+
+    own = error(case)
+    assert own <= 1.5 * error(call_modules(case)) + 1e-3
+
+
+def test_frozen_weights_leave_it_to_pytorch():
+    case = ProductCase().requires_grad_(False)
+    inputs = [x.clone().requires_grad_() for x in case.inputs]
+    assert 'ProductLinear' not in type(case(*inputs).grad_fn).__name__
+    assert 'ProductLinear' in type(ProductCase()(*inputs).grad_fn).__name__
+
+
+def test_value_and_context_of_two_types():
+    case = ProductCase()
+    value, context = (x.clone().requires_grad_() for x in case.inputs)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        case(value.bfloat16(), context).sum().backward()
+    assert value.grad.isfinite().all()
+    assert context.grad.isfinite().all()
 
 
 def test_functional_transforms():

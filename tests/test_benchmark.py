@@ -495,11 +495,15 @@ def test_finished_cases_are_kept(run, place):
     argv[2] = '2'
     (more,) = run(*argv, '--inputs', '1x32')
     assert len(more.rows[0].times) == 2
+    # Other models at the same size are kept beside it.
+    run('efficientmod_xxs', *argv[1:], '--inputs', '1x32')
+    (kept,) = run(*argv, '--inputs', '1x32')
+    assert kept == more
     (place / 'own.py').write_text(OWN + '\n# changed')
     (changed,) = run(*argv, '--inputs', '1x32')
     assert changed.rows[0].times != more.rows[0].times
     written = json.loads((place / 'out/results.json').read_text())
-    assert len(written['results']) == 1
+    assert len(written['results']) == 2
 
 
 def test_other_machines_do_not_mix(run, place):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.runner.checkpoint import load_state_dict
 from torch.testing import assert_close
 
 from mmefficientmod import EfficientMod
@@ -385,6 +386,35 @@ def test_folded_for_inference(arch):
     with pytest.raises(RuntimeError, match='cannot be trained any more'):
         model.train()
     assert not model.training
+
+
+def test_what_cannot_be_folded():
+    class Lora(torch.nn.Linear):
+        pass
+
+    model = EfficientMod(TINY)
+    before = copy.deepcopy(model.state_dict())
+    model.stages[1].blocks[0].mlp.fc1 = Lora(16, 16)
+    with pytest.raises(RuntimeError, match='this Lora is more'):
+        model.switch_to_deploy()
+    weight = model.stages[0].blocks[0].mlp.fc1.weight
+    assert_close(weight.detach(), before['stages.0.blocks.0.mlp.fc1.weight'])
+
+    model = EfficientMod(TINY).switch_to_deploy()
+    with pytest.raises(RuntimeError, match='those of a training'):
+        load_state_dict(model, before)
+    model.load_state_dict(copy.deepcopy(model).state_dict())
+
+
+@pytest.mark.parametrize('grad', [True, False])
+def test_empty_batch(grad):
+    model = EfficientMod(TINY)
+    with torch.set_grad_enabled(grad):
+        outs = model(torch.rand(0, 3, 64, 64))
+    assert [len(x) for x in outs] == [0] * 4
+    if grad:
+        sum(x.sum() for x in outs).backward()
+        assert not model.stem.proj.weight.grad.any()
 
 
 @pytest.mark.parametrize('train', [False, True])

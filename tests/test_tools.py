@@ -142,6 +142,11 @@ def test_classification_is_trained_tested_and_drawn(tool, workplace, capsys):
         [config, checkpoint, '--mini', '--out', 'results', *options]
     )
     assert metrics.keys() == {'accuracy/top1', 'accuracy/top5'}
+    # Also the averaged weights, which are those that are tested.
+    folded = tool('test').main(
+        [config, checkpoint, '--mini', '--deploy', *options]
+    )
+    assert folded == metrics
     predictions = pickle.loads(
         (workplace / 'results/predictions/predictions.pkl').read_bytes()
     )

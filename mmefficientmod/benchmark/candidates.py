@@ -7,6 +7,7 @@ is swapped in. A config is a whole model.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -177,7 +178,7 @@ def find_candidate(spec: str, within: str | None = None) -> Candidate:
             raise ConfigError(
                 f'{spec} is a whole model, into which no --within fits'
             )
-        source = _hash(load_config(spec).pretty_text)
+        source = _hash(load_config(spec).pretty_text + _own_code())
         return Candidate(path.stem, None, spec, path.stem, source)
     else:
         backbone = resolve_backbone(spec)
@@ -442,7 +443,16 @@ def _source(backbone: Mapping[str, Any], config: str | None) -> str:
     ]
     if config:
         texts.append(load_config(config).pretty_text)
+    texts.append(_own_code())
     return _hash('\n'.join([str(dict(backbone)), *texts]))
+
+
+@functools.cache
+def _own_code() -> str:
+    """Hash of this package, which runs all models and is some of them."""
+    root = Path(mmefficientmod.__file__).parent
+    paths = sorted(p for p in root.rglob('*.py') if '.mim' not in p.parts)
+    return _hash('\n'.join(path.read_text() for path in paths))
 
 
 def _hash(text: str) -> str:

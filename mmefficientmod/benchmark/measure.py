@@ -224,6 +224,7 @@ def _start(
 ) -> _Runner:
     """Build a model, warm it up, and find all but its time."""
     device = settings.device
+    _free(device)  # what is left of the one before
     allocated = _allocated(device)
     model = candidate.build().to(device)
     altered = case != case.eager

@@ -130,10 +130,23 @@ class Result:
         return next((x for x in self.rows if x.model == row.baseline), None)
 
     def repeats(self, other: Result) -> bool:
-        """Whether both are of the same models, measured in the same way."""
-        outcome = dict(finished=False, rows=[])
-        return dataclasses.replace(self, **outcome) == dataclasses.replace(
-            other, **outcome
+        """Whether both are of the same code, measured in the same way."""
+        return self.replaces(other) and (self.sources, self.rounds) == (
+            other.sources,
+            other.rounds,
+        )
+
+    def replaces(self, other: Result) -> bool:
+        """Whether both are of models of the same names, and alike otherwise.
+
+        Their code may be another, as may be how often they were run.
+        """
+        return self._plan() == other._plan()
+
+    def _plan(self) -> Result:
+        names = dict.fromkeys(self.sources, '')
+        return dataclasses.replace(
+            self, sources=names, rounds=0, finished=False, rows=[]
         )
 
 
@@ -186,15 +199,27 @@ class Results:
         self.results = results
 
     def find(self, planned: Result) -> Result | None:
-        """The finished result that a planned one would repeat."""
+        """The finished result that a planned one would repeat.
+
+        One with a model that failed is measured again: there may be memory
+        now, or what was missing.
+        """
         for result in self.results:
-            if result.finished and result.repeats(planned):
+            failed = any(row.error for row in result.rows)
+            if result.finished and not failed and result.repeats(planned):
                 return result
         return None
 
     def add(self, result: Result) -> None:
-        """Take a result in, in the place of an older one of its title."""
-        self.results = [x for x in self.results if x.title != result.title]
+        """Take a result in, in the place of an older one of the same.
+
+        The same is what has the same models and settings, whatever their code
+        was and the rounds were. A finished one gives way to a finished one.
+        """
+        same = [x for x in self.results if x.replaces(result)]
+        if not result.finished and any(x.finished for x in same):
+            return
+        self.results = [x for x in self.results if x not in same]
         self.results.append(result)
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -88,7 +88,7 @@ def product_linear(
     Returns:
         ``(..., C_out)``.
     """
-    if _has_own_backward(linear):
+    if value.dtype == context.dtype and _has_own_backward(linear):
         # The gradient of the scale, as it is made here, overflows float16.
         later = value.dtype == torch.float16
         x = _ProductLinear.apply(
@@ -104,7 +104,7 @@ def product_linear(
     x = linear(multiply(value, context))
     if scale is None:
         return x
-    return x * scale if torch.is_grad_enabled() else x.mul_(scale)
+    return x.mul_(scale) if _may_overwrite() else x * scale
 
 
 def depthwise_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -129,7 +129,7 @@ def gelu(x: Tensor) -> Tensor:
     A forward hook that keeps the output of the layer before then sees it
     overwritten.
     """
-    return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
+    return torch.ops.aten.gelu_(x) if _may_overwrite() else F.gelu(x)
 
 
 def multiply(value: Tensor, context: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ def multiply(value: Tensor, context: Tensor) -> Tensor:
         value: ``(..., rC)``.
         context: ``(..., C)``.
     """
-    if torch.is_grad_enabled():
+    if not _may_overwrite():
         return multiply_copy(value, context)
     return (
         _groups(value, context)
@@ -158,24 +158,42 @@ def multiply_copy(value: Tensor, context: Tensor) -> Tensor:
 
 def _groups(value: Tensor, context: Tensor) -> Tensor:
     """``(..., rC) -> (..., r, C)``."""
-    return value.reshape(*context.shape[:-1], -1, context.shape[-1])
+    groups = value.shape[-1] // context.shape[-1]
+    return value.reshape(*context.shape[:-1], groups, context.shape[-1])
 
 
 def _has_own_backward(*modules: nn.Module) -> bool:
-    # A module that is more than its weights, by its class or by a hook, has
-    # to be called.
+    # Where weights are frozen, PyTorch keeps and does less by itself.
     return (
         torch.is_grad_enabled()
         and not _is_traced()
-        and all(
-            type(m) in (nn.Linear, nn.LayerNorm, nn.Conv2d)
-            and m.weight is not None
-            and not m._forward_hooks
-            and not m._forward_pre_hooks
-            and not m._backward_hooks
-            and not m._backward_pre_hooks
-            for m in modules
-        )
+        and all(is_plain(m) and m.weight.requires_grad for m in modules)
+    )
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a layer is no more than its weights, and need not be called.
+
+    It may be more by its class, by a hook, or by a ``forward`` that was put
+    in, as parametrisation, LoRA and quantisation do.
+    """
+    return (
+        type(module) in (nn.Linear, nn.LayerNorm, nn.Conv2d)
+        and type(module.weight) in (nn.Parameter, Tensor)
+        and 'forward' not in vars(module)
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and not module._backward_hooks
+        and not module._backward_pre_hooks
+    )
+
+
+def _may_overwrite() -> bool:
+    """Whether nobody needs what a layer gave; ``vmap`` could not write it."""
+    return not (
+        torch.is_grad_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
     )
 
 
@@ -339,16 +357,18 @@ class _DepthwiseConv(Function):
             return _differentiate(_depthwise_conv, tensors, (grad,))
         x, weight, bias = tensors
         grad_x = _depthwise_conv(grad, weight.flip(2, 3), None)
-        grad_weight = sum(
-            F.conv2d(
+        grad_bias = None if bias is None else grad.sum((0, 2, 3))
+        # Summed in float32, as PyTorch's own does.
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        grad_weight = torch.zeros_like(weight, dtype=wide)
+        for image, kernel in zip(x, grad, strict=True):
+            one = F.conv2d(
                 image.unsqueeze(0),
                 kernel.unsqueeze(1),
                 padding=weight.shape[-1] // 2,
                 groups=len(image),
             )
-            for image, kernel in zip(x, grad, strict=True)
-        ).transpose(0, 1)
-        grad_bias = None if bias is None else grad.sum((0, 2, 3))
+            grad_weight = grad_weight + one.transpose(0, 1)
         return grad_x, grad_weight, grad_bias
 
 

@@ -29,6 +29,7 @@ from mmefficientmod.checkpoint import load_pretrained, pretrained_part
 from mmefficientmod.models.backward import (
     depthwise_conv,
     gelu_linear,
+    is_plain,
     norm_linear,
     product_linear,
 )
@@ -68,6 +69,9 @@ OFFICIAL_NAMES: tuple[tuple[str, Any], ...] = (
     (r'\.context_layer\.context_list\.0\.', '.context.conv.'),
     (r'\.context_layer\.', '.context.'),
 )
+
+# What `switch_to_deploy` takes away.
+FOLDED = re.compile(r'stages\.\d+\.blocks\.\d+\.(gamma|norm\d?\.)')
 
 
 class PatchEmbed(nn.Module):
@@ -187,6 +191,11 @@ class ModulationBlock(nn.Module):
         """``(N, H, W, C) -> (N, H, W, C)``."""
         return x + self.drop_path(self.mlp(x, self.norm, self.gamma))
 
+    def folded_layers(self) -> tuple[nn.Module, ...]:
+        """What :meth:`fold` changes."""
+        mlp = self.mlp
+        return self.norm, mlp.context.f, mlp.fc1, mlp.fc2
+
     def fold(self) -> None:
         """Fold the norm's affine part and gamma into the linear layers."""
         fold_affine(self.norm, self.mlp.context.f, self.mlp.fc1)
@@ -260,6 +269,10 @@ class AttentionBlock(nn.Module):
         x = x + self.drop_path(self.attn(x, self.norm1))
         x = x + self.drop_path(self.mlp(x, self.norm2))
         return x.reshape(shape)
+
+    def folded_layers(self) -> tuple[nn.Module, ...]:
+        """What :meth:`fold` changes."""
+        return self.norm1, self.attn.qkv, self.norm2, self.mlp.fc1
 
     def fold(self) -> None:
         """Fold the affine parts of the norms into the linear layers."""
@@ -503,13 +516,42 @@ class EfficientMod(BaseModule):
 
         Returns:
             The backbone itself, in evaluation mode.
+
+        Raises:
+            RuntimeError: If one of these layers is more than its weights,
+                such as a LoRA or a quantised layer, or has a hook.
         """
         if not self.deployed:
-            for stage in self.stages:
-                for block in stage.blocks:
-                    block.fold()
+            blocks = [b for stage in self.stages for b in stage.blocks]
+            for block in blocks:
+                for layer in block.folded_layers():
+                    if not is_plain(layer):
+                        raise RuntimeError(
+                            'switch_to_deploy() folds plain layers, and this '
+                            f'{type(layer).__name__} is more than its '
+                            'weights, or has a hook; merge it or take the '
+                            'hook off first'
+                        )
+            for block in blocks:
+                block.fold()
             self.deployed = True
         return self.requires_grad_(False).eval()
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any
+    ) -> None:
+        # MMEngine would load what fits, and say no more than which does not.
+        if self.deployed and any(
+            FOLDED.match(key[len(prefix) :])
+            for key in state_dict
+            if key.startswith(prefix)
+        ):
+            raise RuntimeError(
+                'this EfficientMod was folded for inference by '
+                'switch_to_deploy(), and the weights are those of a training; '
+                'load them into a new one before it is folded'
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def train(self, mode: bool = True) -> EfficientMod:
         """Set the mode; what is frozen stays in evaluation mode.
