@@ -190,9 +190,11 @@ def is_plain(module: nn.Module) -> bool:
 
 def _may_overwrite() -> bool:
     """Whether nobody needs what a layer gave; ``vmap`` could not write it."""
-    return not (
-        torch.is_grad_enabled()
-        or torch._C._are_functorch_transforms_active()
+    if torch.is_grad_enabled():
+        return False
+    # Dynamo of torch 2.1 cannot read what follows.
+    return is_compiling() or not (
+        torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )
 

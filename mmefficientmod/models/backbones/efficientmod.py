@@ -463,7 +463,7 @@ class EfficientMod(BaseModule):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """``(N, C, H, W)`` to one ``(N, C_i, H_i, W_i)`` a level."""
         outs = []
-        x = self.stem(to_nchw_view(to_nhwc(x)))
+        x = self.stem(x)
         for i, stage in enumerate(self.stages):
             x = stage(x)
             if i in self.out_indices:
