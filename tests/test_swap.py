@@ -130,7 +130,7 @@ WORK = [
 SLOW = (
     'htc/', 'sparse_rcnn/', 'mask2former/', 'maskformer/', 'dino/', 'knet/',
     'hr18', 'hrnetv2p', 'upernet_8xb2-amp', 'beit-base_upernet', 'fastfcn/',
-    'yolov3', 'cascade', 'centernet',
+    'yolov3', 'cascade', 'centernet', 'upernet_r50', 'deeplabv3plus',
 )  # fmt: skip
 
 
