@@ -21,6 +21,8 @@ from mmengine.logging import print_log
 from mmengine.model import PretrainedInit, update_init_info
 from torch import Tensor, nn
 
+from mmefficientmod.config import kind_of
+
 PLAIN_KEYS = ('state_dict', 'model')
 EMA_KEYS = ('state_dict_ema', 'model_ema')
 # What MMEngine's Runner saves of its log, next to the weights.
@@ -47,8 +49,8 @@ class CheckpointError(RuntimeError):
 def pretrained_part(init_cfg: Any) -> Mapping[str, Any] | None:
     """The dict in MMEngine's ``init_cfg`` that asks for a checkpoint."""
     parts = [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg or []
-    kinds = ('Pretrained', 'mmengine.Pretrained', PretrainedInit)
-    return next((p for p in parts if p.get('type') in kinds), None)
+    kinds = ('Pretrained', PretrainedInit.__name__)
+    return next((p for p in parts if kind_of(p) in kinds), None)
 
 
 def load_pretrained(

@@ -437,10 +437,12 @@ def check_exists(checkpoint: str) -> None:
 
 def check_checkpoint(cfg: Config, path: str) -> None:
     """Have a run refuse a checkpoint of another model."""
-    cfg.custom_hooks = [
-        *(cfg.get('custom_hooks') or []),
-        dict(type='CheckpointCheckHook', path=path),
-    ]
+    add_hook(cfg, type='CheckpointCheckHook', path=path)
+
+
+def add_hook(cfg: Config, **hook: Any) -> None:
+    """Give a run one hook more than its config has."""
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
 
 
 def import_toolbox(scope: str) -> None:

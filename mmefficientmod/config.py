@@ -281,20 +281,13 @@ def count_iterations(cfg: Config, max_iters: int) -> None:
 
 def walk_pipelines(cfg: Config) -> Iterator[Any]:
     """Every dict in the data loaders and pipelines of a config, once."""
-    seen = set()
-    todo = [
+    parts = [
         value
         for key, value in cfg.items()
         if key.endswith(('_dataloader', '_pipeline'))
     ]
-    while todo:
-        node = todo.pop()
-        if isinstance(node, Mapping) and id(node) not in seen:
-            seen.add(id(node))
-            yield node
-            todo.extend(node.values())
-        elif isinstance(node, (list, tuple)):
-            todo.extend(node)
+    # A pipeline may stand in several loaders as one object.
+    yield from {id(node): node for node in walk(parts)}.values()
 
 
 def is_pair(value: Any) -> bool:

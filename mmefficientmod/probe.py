@@ -52,7 +52,7 @@ def probe(backbone: Mapping[str, Any]) -> Levels:
     with _undisturbed():
         class_of(backbone)
         try:
-            module = MODELS.build(_without_weights(backbone))
+            module = MODELS.build(without_weights(backbone))
         except Exception as error:
             raise ConfigError(
                 f'the backbone {kind} cannot be built: {error}'
@@ -106,7 +106,8 @@ def _undisturbed() -> Iterator[None]:
         yield
 
 
-def _without_weights(backbone: Mapping[str, Any]) -> ConfigDict:
+def without_weights(backbone: Mapping[str, Any]) -> ConfigDict:
+    """The dict of a backbone that starts from random weights."""
     backbone = ConfigDict(copy.deepcopy(dict(backbone)))
     backbone.pop('init_cfg', None)
     if 'pretrained' in backbone:
@@ -142,46 +143,48 @@ def parameters_of(backbone: Mapping[str, Any]) -> dict[str, Any]:
     return parameters
 
 
+def option_of(backbone: Mapping[str, Any], name: str) -> Any:
+    """What a backbone's dict says of an argument, or else its default.
+
+    None where neither says anything.
+    """
+    if backbone.get(name) is not None:
+        return backbone[name]
+    default = getattr(parameters_of(backbone).get(name), 'default', None)
+    return None if default is inspect.Parameter.empty else default
+
+
 def parameter_names(backbone: Mapping[str, Any]) -> list[str]:
     """Names of a backbone's parameters in a model."""
     with _undisturbed():
-        module = MODELS.build(_without_weights(backbone))
+        module = MODELS.build(without_weights(backbone))
     return [f'backbone.{name}' for name, _ in module.named_parameters()]
 
 
-def not_loaded(backbone: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """What the weights that a backbone names do not reach.
+def not_loaded(backbone: Mapping[str, Any]) -> list[str]:
+    """Names of the tensors that a backbone's weights do not reach.
 
     A tensor that differs between two builds with different seeds is random.
 
     Args:
         backbone: Its dict with an ``init_cfg``, in the current default scope.
 
-    Returns:
-        Names of the tensors that stay random, and of those that are without
-        any weights.
-
     Raises:
         ConfigError: If the weights cannot be read.
     """
-    with _undisturbed():
-        try:
-            after = _random_tensors(backbone)
-        except Exception as error:
-            raise ConfigError(
-                f'{kind_of(backbone)} cannot load its weights: '
-                f'{type(error).__name__}: {error}'
-            ) from error
-        return after, _random_tensors(_without_weights(backbone))
-
-
-def _random_tensors(backbone: Mapping[str, Any]) -> list[str]:
     states = []
-    for seed in range(2):
-        torch.manual_seed(seed)
-        module = MODELS.build(copy.deepcopy(backbone))
-        module.init_weights()
-        states.append(module.state_dict())
+    with _undisturbed():
+        for seed in range(2):
+            torch.manual_seed(seed)
+            try:
+                module = MODELS.build(copy.deepcopy(backbone))
+                module.init_weights()
+            except Exception as error:
+                raise ConfigError(
+                    f'{kind_of(backbone)} cannot load its weights: '
+                    f'{type(error).__name__}: {error}'
+                ) from error
+            states.append(module.state_dict())
     one, two = states
     return [name for name in one if not torch.equal(one[name], two[name])]
 

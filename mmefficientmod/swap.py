@@ -21,7 +21,11 @@ from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
 
-from mmefficientmod.checkpoint import pretrained_part
+from mmefficientmod.checkpoint import (
+    CheckpointError,
+    pretrained_part,
+    select_weights,
+)
 from mmefficientmod.config import ConfigError, kind_of, walk
 from mmefficientmod.models.backbones.efficientmod import ARCHS
 from mmefficientmod.probe import (
@@ -30,9 +34,11 @@ from mmefficientmod.probe import (
     is_ours,
     neck_channels,
     not_loaded,
+    option_of,
     parameter_names,
     parameters_of,
     probe,
+    without_weights,
 )
 
 # The names that the tools, the configs and the model index share.
@@ -120,8 +126,7 @@ def set_pretrained(cfg: Config, pretrained: str) -> None:
             of others. Ours looks when it is built.
     """
     model = find_model(cfg)
-    if 'pretrained' in model:
-        model.pretrained = None
+    _drop_shortcut(model)
     with _scope(cfg):
         _name_weights(model.backbone, pretrained)
 
@@ -259,12 +264,9 @@ def _swap_classifier(
     old = model.backbone
     # MMPretrain's ConvNeXt and its kin pool by themselves unless told not to.
     _set_default(new, final_norm=True, gap_before_final_norm=False)
-    indices = parameters_of(new).get('out_indices')
-    if indices is not None and 'out_indices' not in new:
-        if is_ours(new):
-            new.out_indices = (3,)
-        elif isinstance(indices.default, Sequence):
-            new.out_indices = (indices.default[-1],)
+    indices = option_of(new, 'out_indices')
+    if 'out_indices' not in new and isinstance(indices, Sequence):
+        new.out_indices = (indices[-1],)
     levels = probe(new)
     _carry_over(old, new, levels, pretrained)
     model.backbone = new
@@ -290,10 +292,7 @@ def _fit_classifier_head(
     if fitted:
         return
     # In VGG and others the classifier is a part of the backbone.
-    classes = old.get('num_classes')
-    if classes is None:
-        parameter = parameters_of(old).get('num_classes')
-        classes = getattr(parameter, 'default', None)
+    classes = option_of(old, 'num_classes')
     if not isinstance(classes, int) or classes < 1:
         raise ConfigError(
             f'{kind_of(model.head)} has no layer of its own, and '
@@ -432,10 +431,7 @@ def _choose_levels(new: ConfigDict, strides: tuple[int, ...]) -> Levels:
     levels = probe(new)
     if levels.strides == strides:
         return levels
-    parameters = parameters_of(new)
-    indices = new.get('out_indices')
-    if indices is None and 'out_indices' in parameters:
-        indices = parameters['out_indices'].default
+    indices = option_of(new, 'out_indices')
     if (
         isinstance(indices, Sequence)
         and len(indices) == len(levels.strides)
@@ -450,7 +446,7 @@ def _choose_levels(new: ConfigDict, strides: tuple[int, ...]) -> Levels:
         f'{_list(levels.strides)}'
         + (
             '; name its stages by out_indices=(...) in its dict'
-            if 'out_indices' in parameters
+            if 'out_indices' in parameters_of(new)
             else ''
         )
     )
@@ -554,7 +550,7 @@ def _carry_over(
             reason = f'{kind_of(new)} has no such option'
         elif key == 'norm_eval' and not levels.has_batch_norm:
             reason = f'{kind_of(new)} has no batch norms'
-        elif key == 'frozen_stages' and not (pretrained or _weights(new)):
+        elif key == 'frozen_stages' and not (pretrained or _has_weights(new)):
             reason = 'it would freeze random weights'
         elif key == 'frozen_stages' and _last_stage(old) != _last_stage(new):
             reason = f'{kind_of(new)} numbers its stages otherwise'
@@ -571,10 +567,7 @@ def _carry_over(
 
 def _last_stage(backbone: Mapping[str, Any]) -> int | None:
     """The last stage of which the output is used, by the backbone's count."""
-    indices = backbone.get('out_indices')
-    if indices is None:
-        parameter = parameters_of(backbone).get('out_indices')
-        indices = getattr(parameter, 'default', None)
+    indices = option_of(backbone, 'out_indices')
     if isinstance(indices, Sequence) and indices:
         return indices[-1]
     return indices if isinstance(indices, int) else None
@@ -586,14 +579,19 @@ def _drop_weights(
     """Remove the weights of the old model, and name those of the new one."""
     if pretrained:
         _name_weights(new, pretrained)
-    if 'pretrained' in model:
-        model.pretrained = None
+    _drop_shortcut(model)
     for node in (model, cfg.model):
-        if _pretrained_init(node.get('init_cfg')):
+        if pretrained_part(node.get('init_cfg')):
             node.init_cfg = None
     if cfg.get('load_from'):
         _say(f'load_from={cfg.load_from} is left out: it holds the old model')
         cfg.load_from = None
+
+
+def _drop_shortcut(node: ConfigDict) -> None:
+    """MMEngine turns ``pretrained``, older than ``init_cfg``, into one."""
+    if 'pretrained' in node:
+        node.pretrained = None
 
 
 def _name_weights(backbone: ConfigDict, pretrained: str) -> None:
@@ -605,28 +603,27 @@ def _name_weights(backbone: ConfigDict, pretrained: str) -> None:
     # A prefix that its dict names is meant.
     named = ConfigDict(named or {}, type='Pretrained')
     named.checkpoint = str(pretrained)
-    if is_ours(backbone):
-        backbone.init_cfg = [*others, named] if others else named
-        return
-    if 'pretrained' in backbone:
-        backbone.pretrained = None
-    if 'prefix' not in named and _holds_whole_model(named.checkpoint):
+    ours = is_ours(backbone)
+    if not ours and 'prefix' not in named and _is_whole(named.checkpoint):
         named.prefix = 'backbone.'
     backbone.init_cfg = [*others, named] if others else named
-    _refuse_weights_that_do_not_fit(backbone, named)
+    if not ours:
+        _drop_shortcut(backbone)
+        _refuse_weights_that_do_not_fit(backbone, named)
 
 
-def _holds_whole_model(path: str) -> bool:
+def _is_whole(path: str) -> bool:
+    """Whether a file holds a whole model, and not a backbone alone."""
     try:
         content = CheckpointLoader.load_checkpoint(path, 'cpu', 'silent')
+        weights, _ = select_weights(content, path)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
     except Exception as error:
         raise ConfigError(
             f'the weights {path} cannot be read: {error}'
         ) from error
-    return any(
-        name.startswith('backbone.')
-        for name in content.get('state_dict', content)
-    )
+    return any(name.startswith('backbone.') for name in weights)
 
 
 def _refuse_weights_that_do_not_fit(
@@ -637,27 +634,22 @@ def _refuse_weights_that_do_not_fit(
     A norm for each output, which no file of ImageNet weights has, starts
     from ones and zeros.
     """
-    after, before = not_loaded(backbone)
-    if after:
+    random = not_loaded(backbone)
+    if random:
+        before = not_loaded(without_weights(backbone))
         raise ConfigError(
             f'{init_cfg["checkpoint"]} does not fit {kind_of(backbone)}: '
-            f'{len(after)} of {len(before)} tensors would stay random, such '
-            f'as {", ".join(after[:4])}. Is it a checkpoint of the same '
+            f'{len(random)} of {len(before)} tensors would stay random, such '
+            f'as {", ".join(random[:4])}. Is it a checkpoint of the same '
             'architecture? Where its names begin with something else than '
             "the backbone's, say so by init_cfg=dict(type='Pretrained', "
             "prefix='...') in the dict of the backbone"
         )
 
 
-def _pretrained_init(init_cfg: Any) -> bool:
-    parts = [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg or []
-    return any(kind_of(part) == 'Pretrained' for part in parts)
-
-
-def _weights(backbone: Mapping[str, Any]) -> bool:
-    return bool(backbone.get('pretrained')) or _pretrained_init(
-        backbone.get('init_cfg')
-    )
+def _has_weights(backbone: Mapping[str, Any]) -> bool:
+    named = pretrained_part(backbone.get('init_cfg'))
+    return bool(backbone.get('pretrained') or named)
 
 
 def _normalise_like_imagenet(

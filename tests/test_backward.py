@@ -30,7 +30,7 @@ class NormCase(nn.Module):
 
     def __init__(self, bias=True):
         super().__init__()
-        self.norm = nn.LayerNorm(DIM)
+        self.norm = nn.LayerNorm(DIM, bias=bias)
         self.a = nn.Linear(DIM, 5, bias=bias)
         self.b = nn.Linear(DIM, 2, bias=bias)
         self.inputs = (torch.randn(2, 3, DIM),)

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if args.tta:
         use_tta(cfg, args.config)
     if args.deploy:
-        cfg.custom_hooks.append(dict(type='mmefficientmod.SwitchToDeployHook'))
+        cli.add_hook(cfg, type='mmefficientmod.SwitchToDeployHook')
     check_data_exists(cfg, ('test_dataloader',))
     with cli.remove_if_failed(cfg.work_dir):
         runner = cli.build_runner(cfg)

@@ -78,7 +78,7 @@ MINIATURES = {
         max_iters=150,
     ),
     'CocoDataset': Miniature(
-        folder='coco-1',
+        folder='coco-2',
         write=write_coco_mini,
         images=44,  # of 48, the others have no object
         images_of_whole=117_266,
@@ -88,7 +88,7 @@ MINIATURES = {
         max_iters=88,
     ),
     'ImageNet': Miniature(
-        folder='imagenet-1',
+        folder='imagenet-2',
         write=write_imagenet_mini,
         images=256,
         images_of_whole=1_281_167,

@@ -193,17 +193,17 @@ def _may_overwrite() -> bool:
     if torch.is_grad_enabled():
         return False
     # Dynamo of torch 2.1 cannot read what follows.
-    return is_compiling() or not (
-        torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
+    return is_compiling() or not _is_transformed()
 
 
 def _is_traced() -> bool:
+    return is_compiling() or torch.jit.is_tracing() or _is_transformed()
+
+
+def _is_transformed() -> bool:
+    """Whether ``torch.func`` or forward-mode differentiation is at work."""
     return (
-        is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
+        torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )
 
@@ -257,7 +257,7 @@ class _NormLinear(Function):
             *stats,
             weight,
             bias,
-            [True, True, True],
+            [True, True, bias is not None],
         )
         return *of_norm, None, *found
 

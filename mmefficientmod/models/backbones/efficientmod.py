@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -523,15 +524,14 @@ class EfficientMod(BaseModule):
         """
         if not self.deployed:
             blocks = [b for stage in self.stages for b in stage.blocks]
-            for block in blocks:
-                for layer in block.folded_layers():
-                    if not is_plain(layer):
-                        raise RuntimeError(
-                            'switch_to_deploy() folds plain layers, and this '
-                            f'{type(layer).__name__} is more than its '
-                            'weights, or has a hook; merge it or take the '
-                            'hook off first'
-                        )
+            layers = chain.from_iterable(b.folded_layers() for b in blocks)
+            for layer in layers:
+                if not is_plain(layer):
+                    raise RuntimeError(
+                        'switch_to_deploy() folds plain layers, and this '
+                        f'{type(layer).__name__} is more than its weights, '
+                        'or has a hook; merge it or take the hook off first'
+                    )
             for block in blocks:
                 block.fold()
             self.deployed = True
