@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, vmap
 
 from mmefficientmod import EfficientMod
+from mmefficientmod.models import backward
+from mmefficientmod.models.backbones.efficientmod import ModulationBlock
 from mmefficientmod.models.backward import (
     depthwise_conv,
     gelu_linear,
@@ -54,16 +57,18 @@ class GeluCase(nn.Module):
 class ProductCase(nn.Module):
     """A layer behind value times context, with and without the rest."""
 
-    def __init__(self, activate=True, scaled=True):
+    def __init__(self, activate=True, scaled=True, added=True):
         super().__init__()
         self.a = nn.Linear(RATIO * DIM, 5)
         self.scale = nn.Parameter(torch.randn(5)) if scaled else None
         self.activate = activate
         self.inputs = torch.randn(2, 3, RATIO * DIM), torch.randn(2, 3, DIM)
+        if added:
+            self.inputs += (torch.randn(2, 3, 5),)
 
-    def forward(self, value, context):
+    def forward(self, value, context, residual=None):
         return product_linear(
-            value, context, self.a, self.activate, self.scale
+            value, context, self.a, self.activate, self.scale, residual
         )
 
 
@@ -89,6 +94,7 @@ CASES = {
     'product': ProductCase,
     'product, no gelu': lambda: ProductCase(activate=False),
     'product, no scale': lambda: ProductCase(scaled=False),
+    'product, not added': lambda: ProductCase(added=False),
 }
 
 
@@ -213,6 +219,41 @@ def test_layers_that_are_more_than_weights_are_called():
     assert seen
 
 
+@pytest.mark.parametrize('autocast', [False, True])
+@pytest.mark.parametrize('deployed', [False, True])
+def test_large_images_go_in_parts(monkeypatch, deployed, autocast):
+    """No tensor as wide as the value of all pixels, and the same numbers."""
+    torch.manual_seed(0)
+    block = ModulationBlock(8, 3, 0.0, 1.0).eval()
+    x = torch.randn(2, 5, 7, 8)
+    if deployed:
+        with torch.no_grad():
+            block.fold()
+    rows = []
+
+    def linear(x, weight, bias=None, linear=F.linear):
+        if len(weight) == 24:
+            rows.append(x.shape[:-1].numel())
+        return linear(x, weight, bias)
+
+    monkeypatch.setattr(F, 'linear', linear)
+    outs = []
+    for part_bytes in backward.PART_BYTES, 500:
+        monkeypatch.setattr(backward, 'PART_BYTES', part_bytes)
+        with torch.no_grad(), torch.autocast('cpu', enabled=autocast):
+            outs.append(block(x))
+    assert rows[0] == 70
+    assert len(rows) > 10
+    assert sum(rows[1:]) == 70
+    torch.testing.assert_close(*outs, rtol=1e-5, atol=1e-6)
+    # Whoever looks at a layer sees it once, with all pixels.
+    rows.clear()
+    block.mlp.fc1.register_forward_hook(lambda *_: None)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), outs[0], rtol=0.02, atol=0.02)
+    assert rows == [70]
+
+
 def test_large_batches_in_bfloat16():
     """The gradient of the kernel is summed over the images in float32."""
     case = DepthwiseCase()
@@ -240,7 +281,7 @@ def test_frozen_weights_leave_it_to_pytorch():
 
 
 def test_value_and_context_of_two_types():
-    case = ProductCase()
+    case = ProductCase(added=False)
     value, context = (x.clone().requires_grad_() for x in case.inputs)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         case(value.bfloat16(), context).sum().backward()

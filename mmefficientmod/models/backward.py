@@ -14,6 +14,7 @@ compiler decides by itself what it makes again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function, forward_ad
+
+# What a CPU's second-level cache holds, more or less; far from it, half or
+# twice as much takes as long.
+PART_BYTES = 4 * 2**20
 
 # torch 2.1 has it in another place.
 is_compiling = getattr(torch.compiler, 'is_compiling', None)
@@ -63,7 +68,7 @@ def gelu_linear(x: Tensor, linear: nn.Linear) -> Tensor:
     if not _has_own_backward(linear):
         return linear(gelu(x))
     return _ProductLinear.apply(
-        x, None, linear.weight, linear.bias, None, True
+        x, None, linear.weight, linear.bias, None, None, True
     )
 
 
@@ -73,8 +78,11 @@ def product_linear(
     linear: nn.Linear,
     activate: bool,
     scale: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """``scale * linear(context * value)``; keeps value and context alone.
+    """``residual + scale * linear(context * value)``.
+
+    Keeps value and context alone for the backward pass.
 
     Overwrites ``value`` where no gradient is wanted.
 
@@ -84,27 +92,76 @@ def product_linear(
         linear: From rC to C_out channels.
         activate: Whether the value goes through a GELU first.
         scale: ``(C_out,)``; 1 if None.
+        residual: ``(..., C_out)``; 0 if None.
 
     Returns:
         ``(..., C_out)``.
     """
     if value.dtype == context.dtype and _has_own_backward(linear):
         # The gradient of the scale, as it is made here, overflows float16.
-        later = value.dtype == torch.float16
+        if value.dtype == torch.float16:
+            later, scale, residual = (residual, scale), None, None
+        else:
+            later = None, None
         x = _ProductLinear.apply(
             value,
             context,
             linear.weight,
             linear.bias,
-            None if later else scale,
+            scale,
+            residual,
             activate,
         )
-        return scale * x if later and scale is not None else x
+        return add_scaled(x, *later)
     value = gelu(value) if activate else value
-    x = linear(multiply(value, context))
+    return add_scaled(linear(multiply(value, context)), residual, scale)
+
+
+def in_parts(
+    function: Callable[..., Tensor], *tensors: Tensor | None, width: int
+) -> Tensor:
+    """Apply a function of pixels to some of them at a time.
+
+    What is wider than its input and its output, and lies between them, then
+    stays in the caches of a CPU, whose memory is otherwise given back and
+    asked for anew in each layer.
+
+    Args:
+        function: Takes and gives tensors ``(rows, C_i)``, row by row.
+        tensors: ``(..., C_i)``, or None.
+        width: Channels of what lies between.
+    """
+    shape = tensors[0].shape[:-1]
+    rows = math.prod(shape)
+    count = rows * width * tensors[0].element_size() // PART_BYTES
+    if count < 2:
+        return function(*tensors)
+    step = math.ceil(rows / count)
+    flat = [x if x is None else x.flatten(0, -2) for x in tensors]
+    outs = [
+        function(*(x if x is None else x[i : i + step] for x in flat))
+        for i in range(0, rows, step)
+    ]
+    return torch.cat(outs).view(*shape, -1)
+
+
+def add_scaled(
+    x: Tensor, residual: Tensor | None, scale: Tensor | None
+) -> Tensor:
+    """``residual + scale * x``, in one pass where that can be.
+
+    Args:
+        x: ``(..., C)``.
+        residual: ``(..., C)``; 0 if None.
+        scale: ``(C,)``; 1 if None.
+    """
     if scale is None:
-        return x
-    return x.mul_(scale) if _may_overwrite() else x * scale
+        return x if residual is None else residual + x
+    if residual is None:
+        return scale * x
+    if residual.dtype == x.dtype == scale.dtype:
+        return torch.addcmul(residual, x, scale)
+    return residual + scale * x  # under autocast
 
 
 def depthwise_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -160,6 +217,17 @@ def _groups(value: Tensor, context: Tensor) -> Tensor:
     """``(..., rC) -> (..., r, C)``."""
     groups = value.shape[-1] // context.shape[-1]
     return value.reshape(*context.shape[:-1], groups, context.shape[-1])
+
+
+def can_go_in_parts(x: Tensor, *modules: nn.Module) -> bool:
+    """Whether :func:`in_parts` is of use, and nobody sees the parts."""
+    return (
+        x.device.type == 'cpu'
+        and _may_overwrite()
+        and not is_compiling()
+        and not torch.jit.is_tracing()
+        and all(is_plain(m) for m in modules)
+    )
 
 
 def _has_own_backward(*modules: nn.Module) -> bool:
@@ -290,21 +358,28 @@ class _ProductLinear(Function):
         weight: Tensor,
         bias: Tensor,
         scale: Tensor | None,
+        residual: Tensor | None,
         activate: bool,
     ) -> Tensor:
+        # A sum needs neither of its terms for their gradients.
         ctx.save_for_backward(value, context, weight, bias, scale)
         ctx.activate = activate
-        return _product_linear(value, context, weight, bias, scale, activate)
+        ctx.dtype = None if residual is None else residual.dtype
+        return _product_linear(
+            value, context, weight, bias, scale, residual, activate
+        )
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_residual = None if ctx.dtype is None else grad.to(ctx.dtype)
         if torch.is_grad_enabled():
-            return _differentiate(
-                lambda *tensors: _product_linear(*tensors, ctx.activate),
+            *found, none = _differentiate(
+                lambda *tensors: _product_linear(*tensors, None, ctx.activate),
                 ctx.saved_tensors,
                 (grad,),
                 nones=(5,),
             )
+            return *found, grad_residual, none
         value, context, weight, bias, scale = ctx.saved_tensors
         # No more than three tensors as wide as the value at a time, and none
         # that is not needed: to allocate them takes as long as to fill them.
@@ -331,7 +406,15 @@ class _ProductLinear(Function):
             _groups(grad_x, context).mul_(context.unsqueeze(-2))
         if ctx.activate:
             grad_x = torch.ops.aten.gelu_backward(grad_x, value)
-        return grad_x, grad_context, grad_w, grad_b, grad_scale, None
+        return (
+            grad_x,
+            grad_context,
+            grad_w,
+            grad_b,
+            grad_scale,
+            grad_residual,
+            None,
+        )
 
 
 class _DepthwiseConv(Function):
@@ -385,6 +468,7 @@ def _product_linear(
     weight: Tensor,
     bias: Tensor | None,
     scale: Tensor | None,
+    residual: Tensor | None,
     activate: bool,
 ) -> Tensor:
     x = F.gelu(value) if activate else value
@@ -394,7 +478,7 @@ def _product_linear(
     x = F.linear(
         x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     )
-    return x if scale is None else scale * x
+    return add_scaled(x, residual, scale)
 
 
 def _differentiate(

@@ -28,8 +28,10 @@ from torch.utils.checkpoint import checkpoint
 
 from mmefficientmod.checkpoint import load_pretrained, pretrained_part
 from mmefficientmod.models.backward import (
+    can_go_in_parts,
     depthwise_conv,
     gelu_linear,
+    in_parts,
     is_plain,
     norm_linear,
     product_linear,
@@ -100,6 +102,10 @@ class PatchEmbed(nn.Module):
             stride=stride,
             padding=kernel_size // 2,
         )
+        if in_channels > 4:
+            # As its input is; otherwise each call would bring it there. An
+            # image is not.
+            self.proj.to(memory_format=torch.channels_last)
         self.norm = nn.LayerNorm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -149,16 +155,37 @@ class ModulationMlp(nn.Module):
         self.fc2 = nn.Linear(expand_ratio * dim, dim)
 
     def forward(
-        self, x: Tensor, norm: nn.LayerNorm, gamma: Tensor | None
+        self,
+        x: Tensor,
+        norm: nn.LayerNorm,
+        gamma: Tensor | None,
+        residual: Tensor | None,
     ) -> Tensor:
-        """``(N, H, W, C)``, before the norm, to the scaled branch of it."""
+        """``residual + gamma * mlp(norm(x))``, all ``(N, H, W, C)``."""
+
+        def product(
+            value: Tensor, context: Tensor, residual: Tensor | None
+        ) -> Tensor:
+            activate = self.expand_ratio > 1
+            return product_linear(
+                value, context, self.fc2, activate, gamma, residual
+            )
+
+        if can_go_in_parts(x, self.fc1, self.fc2):
+            x = norm(x)
+            context = self.context(self.context.f(x))
+            return in_parts(
+                lambda x, *others: product(self.fc1(x), *others),
+                x,
+                context,
+                residual,
+                width=self.fc1.out_features,
+            )
         # f and fc1 read the same input, but one product for both is slower
         # on a CPU: its two halves are no contiguous memory any more, which
         # the convolution and the GELU pay for.
         context, value = norm_linear(x, norm, self.context.f, self.fc1)
-        context = self.context(context)
-        activate = self.expand_ratio > 1
-        return product_linear(value, context, self.fc2, activate, gamma)
+        return product(value, self.context(context), residual)
 
 
 class ModulationBlock(nn.Module):
@@ -190,7 +217,9 @@ class ModulationBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, H, W, C) -> (N, H, W, C)``."""
-        return x + self.drop_path(self.mlp(x, self.norm, self.gamma))
+        if isinstance(self.drop_path, nn.Identity) or not self.training:
+            return self.mlp(x, self.norm, self.gamma, x)
+        return x + self.drop_path(self.mlp(x, self.norm, self.gamma, None))
 
     def folded_layers(self) -> tuple[nn.Module, ...]:
         """What :meth:`fold` changes."""
