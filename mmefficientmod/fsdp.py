@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmefficientmod.config import ConfigError
-from mmefficientmod.models.backbones.efficientmod import Stage
+from mmefficientmod.models.backbones.pyramid import Stage
 
 # What sharding puts into the names of parameters.
 FSDP_WRAPPED_MODULE = '_fsdp_wrapped_module'

@@ -11,7 +11,6 @@ a ``(N, C, H, W)`` view in PyTorch's ``channels_last`` format: no copies.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -20,13 +19,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
-from mmengine.model import BaseModule
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
-from mmefficientmod.checkpoint import load_pretrained, pretrained_part
+from mmefficientmod.models.backbones.pyramid import (
+    PyramidBackbone,
+    Stage,
+    drop_path_rates,
+    init_linear,
+    parse_variant,
+    to_nchw_view,
+    to_nhwc,
+)
 from mmefficientmod.models.backward import (
     can_go_in_parts,
     depthwise_conv,
@@ -310,35 +314,9 @@ class AttentionBlock(nn.Module):
         fold_affine(self.norm2, self.mlp.fc1)
 
 
-class Stage(nn.Module):
-    """Downsampling (not in the first stage), then the blocks of a stage."""
-
-    def __init__(
-        self,
-        downsample: PatchEmbed | None,
-        blocks: Sequence[nn.Module],
-        with_cp: bool,
-    ) -> None:
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = nn.ModuleList(blocks)
-        self.with_cp = with_cp
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, H, W, C_in) -> (N, H', W', C)``."""
-        if self.downsample is not None:
-            x = self.downsample(to_nchw_view(x))
-        for block in self.blocks:
-            if self.with_cp and x.requires_grad:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        return x
-
-
 @ROOT_MODELS.register_module()
 @MODELS.register_module()
-class EfficientMod(BaseModule):
+class EfficientMod(PyramidBackbone):
     """EfficientMod backbone with a pyramid of outputs.
 
     Four stages at strides 4, 8, 16 and 32. An input of ``(N, C, H, W)`` of
@@ -409,42 +387,20 @@ class EfficientMod(BaseModule):
         with_cp: bool = False,
         init_cfg: Mapping[str, Any] | Sequence[Mapping] | None = None,
     ) -> None:
-        super().__init__(init_cfg=init_cfg)
         arch = parse_arch(arch)
         dims = arch['dims']
-        self.num_stages = num_stages = len(dims)
-        self.out_indices = parse_out_indices(out_indices, num_stages)
-        if not -1 <= frozen_stages <= num_stages:
-            raise ValueError(
-                f'frozen_stages={frozen_stages} is out of range: -1 freezes '
-                f'nothing, 0 the stem, 1 to {num_stages} stages as well'
-            )
-        self.frozen_stages = frozen_stages
-        self.norm_eval = norm_eval
+        super().__init__(
+            dims, out_indices, final_norm, frozen_stages, norm_eval, init_cfg
+        )
         self.deployed = False
-        self.out_channels = tuple(dims[i] for i in self.out_indices)
-        self.out_strides = tuple(4 * 2**i for i in self.out_indices)
-        # What no output depends on is not built: it would never get a
-        # gradient, which distributed training refuses.
-        num_built = self.out_indices[-1] + 1
-        if final_norm and num_built < num_stages:
-            raise ValueError(
-                f'final_norm=True normalises the last stage, which '
-                f'out_indices={out_indices} leaves out'
-            )
-
         if drop_path_rate is None:
             drop_path_rate = arch['drop_path_rate']
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(
-                f'drop_path_rate={drop_path_rate} is no probability below 1'
-            )
         num_blocks = sum(arch['depths']) + sum(arch['attn_depths'])
-        rates = iter(torch.linspace(0, drop_path_rate, num_blocks).tolist())
+        rates = drop_path_rates(drop_path_rate, num_blocks)
 
         self.stem = PatchEmbed(in_channels, dims[0], kernel_size=7, stride=4)
         self.stages = nn.ModuleList()
-        for i, dim in enumerate(dims[:num_built]):
+        for i, dim in enumerate(dims[: self.num_built]):
             downsample = (
                 PatchEmbed(dims[i - 1], dim, kernel_size=3, stride=2)
                 if i
@@ -470,70 +426,8 @@ class EfficientMod(BaseModule):
         self.apply(init_linear)
         self._freeze_stages()
 
-    def init_weights(self) -> None:
-        """Load ``init_cfg``'s checkpoint strictly, if it names one.
-
-        Raises:
-            CheckpointError: If the file does not fit; the message shows
-                both sides.
-        """
-        init_cfg = pretrained_part(self.init_cfg)
-        if init_cfg is None:
-            super().init_weights()
-            return
-        later = range(len(self.stages), self.num_stages)
-        load_pretrained(
-            self,
-            init_cfg,
-            convert=rename_official_keys,
-            optional=('norm.', 'head.', *(f'stages.{i}.' for i in later)),
-        )
-        self._is_init = True
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """``(N, C, H, W)`` to one ``(N, C_i, H_i, W_i)`` a level."""
-        outs = []
-        x = self.stem(x)
-        for i, stage in enumerate(self.stages):
-            x = stage(x)
-            if i in self.out_indices:
-                last = i == len(self.stages) - 1
-                out = self.norm(x) if last and self.norm is not None else x
-                outs.append(to_nchw_view(out).contiguous())
-        return tuple(outs)
-
-    def get_layer_depth(
-        self, param_name: str, prefix: str = ''
-    ) -> tuple[int, int]:
-        """The depth of a parameter, for layer-wise learning-rate decay.
-
-        The stem is layer 0; a stage is one layer, and the deep third stage
-        one for every three blocks, as ConvNeXt's recipes count, so that
-        their decay rates suit. Final norm and heads are the last layer.
-
-        Args:
-            param_name: Name of the parameter in the whole model.
-            prefix: The backbone's own prefix there.
-
-        Returns:
-            The layer and the number of layers.
-        """
-        groups = [1] * len(self.stages)
-        if len(groups) > 2:
-            groups[2] = math.ceil(len(self.stages[2].blocks) / 3)
-        num_layers = 2 + sum(groups)
-        if not param_name.startswith(prefix):
-            return num_layers - 1, num_layers
-        part, *inner = param_name[len(prefix) :].split('.')
-        if part == 'stem':
-            return 0, num_layers
-        if part != 'stages':
-            return num_layers - 1, num_layers
-        stage = int(inner[0])
-        depth = 1 + sum(groups[:stage])
-        if groups[stage] > 1 and inner[1] == 'blocks':
-            depth += int(inner[2]) // 3
-        return depth, num_layers
+    def _rename_keys(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return rename_official_keys(weights)
 
     @torch.no_grad()
     def switch_to_deploy(self) -> EfficientMod:
@@ -594,39 +488,7 @@ class EfficientMod(BaseModule):
                 'switch_to_deploy() and cannot be trained any more; build it '
                 'anew and load the weights of the training'
             )
-        super().train(mode)
-        self._freeze_stages()
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self
-
-    def _freeze_stages(self) -> None:
-        if self.frozen_stages < 0:
-            return
-        frozen = [self.stem, *self.stages[: self.frozen_stages]]
-        if self.frozen_stages == len(self.stages) and self.norm is not None:
-            frozen.append(self.norm)
-        for module in frozen:
-            module.eval()
-            module.requires_grad_(False)
-
-
-def to_nchw_view(x: Tensor) -> Tensor:
-    """``(N, H, W, C) -> (N, C, H, W)``, the same memory."""
-    return x.permute(0, 3, 1, 2)
-
-
-def to_nhwc(x: Tensor) -> Tensor:
-    """``(N, C, H, W) -> (N, H, W, C)``, contiguous.
-
-    A copy only where the convolution did not answer in the layout that it
-    was asked in. It must be contiguous for the GELU behind it: with torch
-    2.1 on a CPU, GELU's backward returns garbage where gradient and
-    activation differ in layout.
-    """
-    return x.permute(0, 2, 3, 1).contiguous()
+        return super().train(mode)
 
 
 def rename_official_keys(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -653,74 +515,22 @@ def fold_affine(norm: nn.LayerNorm, *linears: nn.Linear) -> None:
     norm.weight = norm.bias = None
 
 
-def init_linear(module: nn.Module) -> None:
-    """Initialise a linear layer as the authors do, leave others alone."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
 def parse_arch(arch: str | Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a variant, checked.
 
     Raises:
         ValueError: Naming what is wrong and what is possible.
     """
-    if isinstance(arch, str):
-        settings = ARCHS.get(arch.replace('-', '_'))
-        if settings is None:
-            raise ValueError(
-                f'EfficientMod has no arch {arch!r}; the variants are '
-                f'{", ".join(ARCHS)}, or give a dict with the keys '
-                f'{", ".join(ARCHS["s"])}'
-            )
-        return settings
-    settings = {'drop_path_rate': 0.0, **arch}
-    expected = set(ARCHS['s'])
-    if set(settings) != expected:
-        missing = ', '.join(sorted(expected - set(settings))) or 'none'
-        unknown = ', '.join(sorted(set(settings) - expected)) or 'none'
-        raise ValueError(
-            f'the arch dict of EfficientMod has missing keys: {missing}; '
-            f'unknown keys: {unknown}'
-        )
-    for key in ('depths', 'attn_depths', 'attn_mlp_ratios'):
-        if len(settings[key]) != len(settings['dims']):
-            raise ValueError(
-                f'the arch dict of EfficientMod has {len(settings["dims"])} '
-                f'dims but {len(settings[key])} {key}; each needs one value '
-                'a stage'
-            )
+    settings = parse_variant(
+        arch,
+        ARCHS,
+        'EfficientMod',
+        per_stage=('depths', 'attn_depths', 'attn_mlp_ratios'),
+        defaults=dict(drop_path_rate=0.0),
+    )
     if not settings['expand_ratios']:
         raise ValueError(
             'expand_ratios of EfficientMod is empty; it needs at least one '
             'ratio, for example (1, 6)'
         )
     return settings
-
-
-def parse_out_indices(
-    out_indices: int | Sequence[int], num_stages: int
-) -> tuple[int, ...]:
-    """Stage indices as ascending numbers from 0.
-
-    Raises:
-        ValueError: For none, one out of range or a wrong order.
-    """
-    if isinstance(out_indices, int):
-        out_indices = (out_indices,)
-    valid = f'{-num_stages} to {num_stages - 1}'
-    for i in out_indices:
-        if not -num_stages <= i < num_stages:
-            raise ValueError(
-                f'out_indices={tuple(out_indices)} is out of range: '
-                f'EfficientMod has {num_stages} stages, indices {valid}'
-            )
-    indices = tuple(i % num_stages for i in out_indices)
-    if not indices or list(indices) != sorted(set(indices)):
-        raise ValueError(
-            f'out_indices={tuple(out_indices)} must name at least one stage, '
-            f'each once and in ascending order, of {valid}'
-        )
-    return indices

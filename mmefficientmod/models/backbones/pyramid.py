@@ -1,0 +1,362 @@
+"""What our own backbones share: stages, their outputs, freezing, loading."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint, noop_context_fn
+
+from mmefficientmod.checkpoint import load_pretrained, pretrained_part
+
+
+class Stage(nn.Module):
+    """Downsampling (not in the first stage), then the blocks of a stage.
+
+    Args:
+        downsample: From ``(N, C_in, H, W)`` to ``(N, H', W', C)``.
+        blocks: Each from ``(N, H, W, C)`` to the same shape.
+        with_cp: Recompute each block in the backward pass.
+    """
+
+    def __init__(
+        self,
+        downsample: nn.Module | None,
+        blocks: Sequence[nn.Module],
+        with_cp: bool,
+    ) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.ModuleList(blocks)
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, H, W, C_in) -> (N, H', W', C)``."""
+        if self.downsample is not None:
+            x = self.downsample(to_nchw_view(x))
+        for block in self.blocks:
+            if self.with_cp and x.requires_grad:
+                x = recompute(block, x)
+            else:
+                x = block(x)
+        return x
+
+
+class PyramidBackbone(BaseModule):
+    """A stem, stages at strides 4, 8, 16, ..., and a norm behind the last.
+
+    A subclass builds ``stem``, from ``(N, C, H, W)`` to
+    ``(N, H/4, W/4, C_0)``, as many ``stages`` as :attr:`num_built` says, and
+    ``norm`` (None without), and calls :meth:`_freeze_stages` at last.
+
+    Args:
+        dims: Channels of each stage.
+        out_indices: Stages to return, in ascending order; negative ones
+            count from the last, an int stands for one.
+        final_norm: Whether there is a norm behind the last stage.
+        frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the
+            first n stages.
+        norm_eval: Keep batch norms in evaluation mode while training.
+        init_cfg: MMEngine's.
+
+    Attributes:
+        out_channels: Channels of each returned level.
+        out_strides: Stride of each returned level, in pixels.
+
+    Raises:
+        ValueError: For an index or a number of stages out of range.
+    """
+
+    stem: nn.Module
+    stages: nn.ModuleList
+    norm: nn.Module | None
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        out_indices: int | Sequence[int],
+        final_norm: bool,
+        frozen_stages: int,
+        norm_eval: bool,
+        init_cfg: Mapping[str, Any] | Sequence[Mapping] | None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.num_stages = num_stages = len(dims)
+        self.out_indices = parse_out_indices(
+            out_indices, num_stages, type(self).__name__
+        )
+        if not -1 <= frozen_stages <= num_stages:
+            raise ValueError(
+                f'frozen_stages={frozen_stages} is out of range: -1 freezes '
+                f'nothing, 0 the stem, 1 to {num_stages} stages as well'
+            )
+        if final_norm and self.num_built < num_stages:
+            raise ValueError(
+                f'final_norm=True normalises the last stage, which '
+                f'out_indices={out_indices} leaves out'
+            )
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.out_channels = tuple(dims[i] for i in self.out_indices)
+        self.out_strides = tuple(4 * 2**i for i in self.out_indices)
+
+    @property
+    def num_built(self) -> int:
+        """Stages up to the last of ``out_indices``.
+
+        What no output depends on is not built: it would never get a
+        gradient, which distributed training refuses.
+        """
+        return self.out_indices[-1] + 1
+
+    def init_weights(self) -> None:
+        """Load ``init_cfg``'s checkpoint strictly, if it names one.
+
+        Raises:
+            CheckpointError: If the file does not fit; the message shows
+                both sides.
+        """
+        init_cfg = pretrained_part(self.init_cfg)
+        if init_cfg is None:
+            super().init_weights()
+            return
+        later = range(len(self.stages), self.num_stages)
+        load_pretrained(
+            self,
+            init_cfg,
+            convert=self._rename_keys,
+            optional=('norm.', 'head.', *(f'stages.{i}.' for i in later)),
+        )
+        self._is_init = True
+
+    def _rename_keys(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights under the names of others to ours."""
+        return dict(weights)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``(N, C, H, W)`` to one ``(N, C_i, H_i, W_i)`` a level."""
+        outs = []
+        x = self.stem(x)
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in self.out_indices:
+                last = i == len(self.stages) - 1
+                normalise = last and self.norm is not None
+                out = self._normalise(x) if normalise else x
+                outs.append(to_nchw_view(out).contiguous())
+        return tuple(outs)
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        """The norm behind the last stage, ``(N, H, W, C)`` to the same."""
+        return self.norm(x)
+
+    def get_layer_depth(
+        self, param_name: str, prefix: str = ''
+    ) -> tuple[int, int]:
+        """The depth of a parameter, for layer-wise learning-rate decay.
+
+        The stem is layer 0; a stage is one layer, and the deep third stage
+        one for every three blocks, as ConvNeXt's recipes count, so that
+        their decay rates suit. Final norm and heads are the last layer.
+
+        Args:
+            param_name: Name of the parameter in the whole model.
+            prefix: The backbone's own prefix there.
+
+        Returns:
+            The layer and the number of layers.
+        """
+        groups = [1] * len(self.stages)
+        if len(groups) > 2:
+            groups[2] = math.ceil(len(self.stages[2].blocks) / 3)
+        num_layers = 2 + sum(groups)
+        if not param_name.startswith(prefix):
+            return num_layers - 1, num_layers
+        part, *inner = param_name[len(prefix) :].split('.')
+        if part == 'stem':
+            return 0, num_layers
+        if part != 'stages':
+            return num_layers - 1, num_layers
+        stage = int(inner[0])
+        depth = 1 + sum(groups[:stage])
+        if groups[stage] > 1 and inner[1] == 'blocks':
+            depth += int(inner[2]) // 3
+        return depth, num_layers
+
+    def train(self, mode: bool = True) -> PyramidBackbone:
+        """Set the mode; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        frozen = [self.stem, *self.stages[: self.frozen_stages]]
+        if self.frozen_stages == len(self.stages) and self.norm is not None:
+            frozen.append(self.norm)
+        for module in frozen:
+            module.eval()
+            module.requires_grad_(False)
+
+
+def to_nchw_view(x: Tensor) -> Tensor:
+    """``(N, H, W, C) -> (N, C, H, W)``, the same memory."""
+    return x.permute(0, 3, 1, 2)
+
+
+def to_nhwc(x: Tensor) -> Tensor:
+    """``(N, C, H, W) -> (N, H, W, C)``, contiguous.
+
+    A copy only where the convolution did not answer in the layout that it
+    was asked in. It must be contiguous for the GELU behind it: with torch
+    2.1 on a CPU, GELU's backward returns garbage where gradient and
+    activation differ in layout.
+    """
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def recompute(block: nn.Module, x: Tensor) -> Tensor:
+    """``block(x)``, which keeps ``x`` alone and is run again for gradients.
+
+    Batch norms see the batch twice then, and take it into their running
+    statistics once.
+    """
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
+    contexts = partial(_contexts, norms) if norms else noop_context_fn
+    return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+
+
+def _contexts(
+    norms: Sequence[_BatchNorm],
+) -> tuple[nullcontext, _StatisticsKept]:
+    """What the first run happens in, and those that follow."""
+    return nullcontext(), _StatisticsKept(norms)
+
+
+class _StatisticsKept:
+    """Batch norms count what they see meanwhile in copies of their buffers.
+
+    Can be entered again, as a second backward pass through a graph that was
+    retained does.
+    """
+
+    def __init__(self, norms: Sequence[_BatchNorm]) -> None:
+        self.norms = norms
+
+    def __enter__(self) -> None:
+        self.buffers = [
+            (norm, dict(norm.named_buffers(recurse=False)))
+            for norm in self.norms
+        ]
+        for norm, buffers in self.buffers:
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer.clone())
+
+    def __exit__(self, *exc_info: object) -> None:
+        for norm, buffers in self.buffers:
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)
+
+
+def init_linear(module: nn.Module) -> None:
+    """Truncated normal (0.02), zero bias for a linear layer; others stay."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def drop_path_rates(last: float, num_blocks: int) -> Iterator[float]:
+    """Stochastic depth of each block, rising linearly from 0 to ``last``.
+
+    Raises:
+        ValueError: If ``last`` is no probability below 1.
+    """
+    if not 0 <= last < 1:
+        raise ValueError(f'drop_path_rate={last} is no probability below 1')
+    return iter(torch.linspace(0, last, num_blocks).tolist())
+
+
+def parse_variant(
+    arch: str | Mapping[str, Any],
+    variants: Mapping[str, Mapping[str, Any]],
+    model: str,
+    per_stage: Sequence[str],
+    defaults: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The settings of a variant, checked.
+
+    Args:
+        arch: Name of a variant, or its settings.
+        variants: Settings by name; all have the same keys.
+        model: Name of the backbone, for messages.
+        per_stage: Keys with as many values as there are ``dims``.
+        defaults: What a dict may leave out.
+
+    Raises:
+        ValueError: Naming what is wrong and what is possible.
+    """
+    keys = list(next(iter(variants.values())))
+    if isinstance(arch, str):
+        settings = variants.get(arch.replace('-', '_'))
+        if settings is None:
+            raise ValueError(
+                f'{model} has no arch {arch!r}; the variants are '
+                f'{", ".join(variants)}, or give a dict with the keys '
+                f'{", ".join(keys)}'
+            )
+        return dict(settings)
+    settings = {**defaults, **arch}
+    if set(settings) != set(keys):
+        missing = ', '.join(sorted(set(keys) - set(settings))) or 'none'
+        unknown = ', '.join(sorted(set(settings) - set(keys))) or 'none'
+        raise ValueError(
+            f'the arch dict of {model} has missing keys: {missing}; '
+            f'unknown keys: {unknown}'
+        )
+    for key in per_stage:
+        if len(settings[key]) != len(settings['dims']):
+            raise ValueError(
+                f'the arch dict of {model} has {len(settings["dims"])} '
+                f'dims but {len(settings[key])} {key}; each needs one value '
+                'a stage'
+            )
+    return settings
+
+
+def parse_out_indices(
+    out_indices: int | Sequence[int], num_stages: int, model: str
+) -> tuple[int, ...]:
+    """Stage indices as ascending numbers from 0.
+
+    Raises:
+        ValueError: For none, one out of range or a wrong order.
+    """
+    if isinstance(out_indices, int):
+        out_indices = (out_indices,)
+    valid = f'{-num_stages} to {num_stages - 1}'
+    for i in out_indices:
+        if not -num_stages <= i < num_stages:
+            raise ValueError(
+                f'out_indices={tuple(out_indices)} is out of range: '
+                f'{model} has {num_stages} stages, indices {valid}'
+            )
+    indices = tuple(i % num_stages for i in out_indices)
+    if not indices or list(indices) != sorted(set(indices)):
+        raise ValueError(
+            f'out_indices={tuple(out_indices)} must name at least one stage, '
+            f'each once and in ascending order, of {valid}'
+        )
+    return indices
