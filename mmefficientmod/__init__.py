@@ -19,7 +19,7 @@ from mmefficientmod.config import register_config_packages  # noqa: E402
 register_config_packages()
 
 from mmefficientmod import fsdp  # noqa: E402, F401
-from mmefficientmod.models import EfficientMod  # noqa: E402
+from mmefficientmod.models import EdgeViT, EfficientMod  # noqa: E402
 from mmefficientmod.swap import swap_backbone  # noqa: E402
 
-__all__ = ['EfficientMod', '__version__', 'swap_backbone']
+__all__ = ['EdgeViT', 'EfficientMod', '__version__', 'swap_backbone']

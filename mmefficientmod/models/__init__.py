@@ -1,5 +1,5 @@
 """Models that the OpenMMLab toolboxes build by name."""
 
-from .backbones import EfficientMod
+from .backbones import EdgeViT, EfficientMod
 
-__all__ = ['EfficientMod']
+__all__ = ['EdgeViT', 'EfficientMod']
