@@ -34,6 +34,7 @@ from mmefficientmod.models.backbones.pyramid import (
 from mmefficientmod.models.backward import (
     can_go_in_parts,
     depthwise_conv,
+    gelu,
     gelu_linear,
     in_parts,
     is_plain,
@@ -43,24 +44,43 @@ from mmefficientmod.models.backward import (
 from mmefficientmod.registry import MODELS
 
 # One line a variant, as in the paper's table of configurations. The ratios
-# are a cycle: block j of a stage expands by expand_ratios[j % len].
+# are a cycle: block j of a stage expands by expand_ratios[j % len]. The
+# attention blocks of a stage come after the others, whose kind block says.
 ARCHS: dict[str, dict[str, Any]] = {
     'xxs': dict(
         dims=(32, 64, 128, 256), depths=(2, 2, 6, 2),
         attn_depths=(0, 0, 1, 2), attn_mlp_ratios=(4, 4, 4, 4),
-        expand_ratios=(1, 6), drop_path_rate=0.0),
+        block='modulation', expand_ratios=(1, 6), drop_path_rate=0.0),
     'xs': dict(
         dims=(32, 64, 144, 288), depths=(3, 3, 4, 2),
         attn_depths=(0, 0, 3, 3), attn_mlp_ratios=(4, 4, 4, 4),
-        expand_ratios=(1, 4), drop_path_rate=0.0),
+        block='modulation', expand_ratios=(1, 4), drop_path_rate=0.0),
     's': dict(
         dims=(32, 64, 144, 312), depths=(4, 4, 8, 4),
         attn_depths=(0, 0, 4, 4), attn_mlp_ratios=(4, 4, 4, 5),
-        expand_ratios=(1, 6), drop_path_rate=0.02),
+        block='modulation', expand_ratios=(1, 6), drop_path_rate=0.02),
     's_conv': dict(
         dims=(40, 80, 160, 344), depths=(4, 4, 12, 8),
         attn_depths=(0, 0, 0, 0), attn_mlp_ratios=(4, 4, 4, 4),
-        expand_ratios=(1, 6), drop_path_rate=0.02),
+        block='modulation', expand_ratios=(1, 6), drop_path_rate=0.02),
+}  # fmt: skip
+# The counterparts in the paper's study of the block: MBConv in the same
+# place, wider by as much as gives the same parameters, and no attention.
+# Known of them are parameters and FLOPs, 12.9 M and 1.6 G, 6.4 M and 0.7 G,
+# and the same for modulation blocks, 12.9 M and 1.5 G, 6.4 M and 0.7 G. The
+# former is s_conv. The rest is inferred. From s to s_conv, attention blocks
+# become modulation blocks; so they do here, from xs, and the ratio 6 of s and
+# the width 320 give 6.43 M and 0.68 G. The ratios of MBConv are one pair with
+# which all is within 2 %: 12.91 M and 1.59 G, 6.29 M and 0.71 G.
+MBCONV_ARCHS: dict[str, dict[str, Any]] = {
+    'mbconv_xs': dict(
+        dims=(32, 64, 144, 320), depths=(3, 3, 7, 5),
+        attn_depths=(0, 0, 0, 0), attn_mlp_ratios=(4, 4, 4, 4),
+        block='mbconv', expand_ratios=(1.3, 7.1), drop_path_rate=0.0),
+    'mbconv_s': dict(
+        dims=(40, 80, 160, 344), depths=(4, 4, 12, 8),
+        attn_depths=(0, 0, 0, 0), attn_mlp_ratios=(4, 4, 4, 4),
+        block='mbconv', expand_ratios=(1.3, 7.1), drop_path_rate=0.02),
 }  # fmt: skip
 
 
@@ -191,6 +211,44 @@ class ModulationMlp(nn.Module):
         context, value = norm_linear(x, norm, self.context.f, self.fc1)
         return product(value, self.context(context), residual)
 
+    def readers(self) -> tuple[nn.Linear, ...]:
+        """The layers that read the norm."""
+        return self.context.f, self.fc1
+
+
+class MBConvMlp(nn.Module):
+    """``fc2(GELU(DWConv7x7(GELU(fc1(x)))))``: MBConv, without its norms.
+
+    The depth-wise convolution has all the channels that ``fc1`` expands to.
+
+    Args:
+        dim: Channels C.
+        expand_ratio: Channels of the convolution in C, rounded to a multiple
+            of 8.
+    """
+
+    def __init__(self, dim: int, expand_ratio: float) -> None:
+        super().__init__()
+        hidden_dim = max(8 * round(expand_ratio * dim / 8), 8)
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.conv = nn.Conv2d(
+            hidden_dim, hidden_dim, 7, padding=3, groups=hidden_dim
+        )
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(
+        self, x: Tensor, norm: nn.LayerNorm, gamma: Tensor | None
+    ) -> Tensor:
+        """``(N, H, W, C)``, before the norm, to the scaled branch of it."""
+        (x,) = norm_linear(x, norm, self.fc1)
+        x = to_nhwc(depthwise_conv(to_nchw_view(gelu(x)), self.conv))
+        x = gelu_linear(x, self.fc2)
+        return x if gamma is None else gamma * x
+
+    def readers(self) -> tuple[nn.Linear, ...]:
+        """The layers that read the norm."""
+        return (self.fc1,)
+
 
 class ModulationBlock(nn.Module):
     """``x + gamma * modulation(LayerNorm(x))``, the paper's basic block.
@@ -202,16 +260,18 @@ class ModulationBlock(nn.Module):
         layer_scale_init_value: Start of gamma, none where 0.
     """
 
+    mlp_type: type[nn.Module] = ModulationMlp
+
     def __init__(
         self,
         dim: int,
-        expand_ratio: int,
+        expand_ratio: float,
         drop_path: float,
         layer_scale_init_value: float,
     ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.mlp = ModulationMlp(dim, expand_ratio)
+        self.mlp = self.mlp_type(dim, expand_ratio)
         self.gamma = (
             nn.Parameter(torch.full((dim,), float(layer_scale_init_value)))
             if layer_scale_init_value > 0
@@ -227,16 +287,24 @@ class ModulationBlock(nn.Module):
 
     def folded_layers(self) -> tuple[nn.Module, ...]:
         """What :meth:`fold` changes."""
-        mlp = self.mlp
-        return self.norm, mlp.context.f, mlp.fc1, mlp.fc2
+        return self.norm, *self.mlp.readers(), self.mlp.fc2
 
     def fold(self) -> None:
         """Fold the norm's affine part and gamma into the linear layers."""
-        fold_affine(self.norm, self.mlp.context.f, self.mlp.fc1)
+        fold_affine(self.norm, *self.mlp.readers())
         if self.gamma is not None:
             self.mlp.fc2.weight *= self.gamma[:, None]
             self.mlp.fc2.bias *= self.gamma
             self.gamma = None
+
+
+class MBConvBlock(ModulationBlock):
+    """The same around MBConv: the rival in the paper's study of the block."""
+
+    mlp_type = MBConvMlp
+
+
+BLOCKS = dict(modulation=ModulationBlock, mbconv=MBConvBlock)
 
 
 class Attention(nn.Module):
@@ -329,21 +397,23 @@ class EfficientMod(PyramidBackbone):
     The published results contain that.
 
     Args:
-        arch: Name of a variant (``xxs``, ``xs``, ``s``, ``s_conv``; a hyphen
-            is as good as the underscore) or a dict with the keys ``dims``,
-            ``depths`` (modulation blocks a stage), ``attn_depths``
-            (attention blocks after them), ``expand_ratios`` (cycled over
-            the modulation blocks), ``attn_mlp_ratios`` and, optionally,
+        arch: Name of a variant (``xxs``, ``xs``, ``s``, ``s_conv``; the
+            counterparts ``mbconv_xs`` and ``mbconv_s``; a hyphen is as good
+            as the underscore) or a dict with the keys ``dims``, ``depths``
+            (modulation blocks a stage), ``attn_depths`` (attention blocks
+            after them), ``expand_ratios`` (cycled over the modulation
+            blocks), ``attn_mlp_ratios`` and, optionally, ``block``
+            (``'modulation'``, or ``'mbconv'`` for MBConv in its place) and
             ``drop_path_rate`` (0).
         in_channels: Channels of the image. Default: 3.
         out_indices: Stages to return, 0 to 3 or -4 to -1, in ascending
             order; an int for one. Stages beyond the last are not built.
             Default: all four.
         drop_path_rate: Stochastic depth of the last block, rising linearly
-            from 0 at the first. Default: the variant's own (0.02 for s and
-            s_conv, 0 for xxs and xs).
+            from 0 at the first. Default: the variant's own (0.02 for s,
+            s_conv and mbconv_s, 0 for the others).
         layer_scale_init_value: Start of the layer scale of the modulation
-            blocks; 0 builds none. Default: 1e-4.
+            or MBConv blocks; 0 builds none. Default: 1e-4.
         final_norm: LayerNorm on the output of the last stage, which
             classification needs and the authors' dense models do without.
             Default: False.
@@ -408,7 +478,7 @@ class EfficientMod(PyramidBackbone):
             )
             ratios = arch['expand_ratios']
             blocks: list[nn.Module] = [
-                ModulationBlock(
+                BLOCKS[arch['block']](
                     dim,
                     ratios[j % len(ratios)],
                     next(rates),
@@ -523,11 +593,16 @@ def parse_arch(arch: str | Mapping[str, Any]) -> dict[str, Any]:
     """
     settings = parse_variant(
         arch,
-        ARCHS,
+        {**ARCHS, **MBCONV_ARCHS},
         'EfficientMod',
         per_stage=('depths', 'attn_depths', 'attn_mlp_ratios'),
-        defaults=dict(drop_path_rate=0.0),
+        defaults=dict(block='modulation', drop_path_rate=0.0),
     )
+    if settings['block'] not in BLOCKS:
+        raise ValueError(
+            f'EfficientMod has no block {settings["block"]!r}; there are '
+            f'{", ".join(BLOCKS)}'
+        )
     if not settings['expand_ratios']:
         raise ValueError(
             'expand_ratios of EfficientMod is empty; it needs at least one '
