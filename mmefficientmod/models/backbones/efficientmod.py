@@ -32,6 +32,7 @@ from mmefficientmod.models.backbones.pyramid import (
     to_nhwc,
 )
 from mmefficientmod.models.backward import (
+    add_scaled,
     can_go_in_parts,
     depthwise_conv,
     gelu,
@@ -237,13 +238,16 @@ class MBConvMlp(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(
-        self, x: Tensor, norm: nn.LayerNorm, gamma: Tensor | None
+        self,
+        x: Tensor,
+        norm: nn.LayerNorm,
+        gamma: Tensor | None,
+        residual: Tensor | None,
     ) -> Tensor:
-        """``(N, H, W, C)``, before the norm, to the scaled branch of it."""
+        """``residual + gamma * mlp(norm(x))``, all ``(N, H, W, C)``."""
         (x,) = norm_linear(x, norm, self.fc1)
         x = to_nhwc(depthwise_conv(to_nchw_view(gelu(x)), self.conv))
-        x = gelu_linear(x, self.fc2)
-        return x if gamma is None else gamma * x
+        return add_scaled(gelu_linear(x, self.fc2), residual, gamma)
 
     def readers(self) -> tuple[nn.Linear, ...]:
         """The layers that read the norm."""
