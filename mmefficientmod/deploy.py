@@ -16,7 +16,7 @@ def switch_to_deploy(model: nn.Module) -> list[str]:
         model: The model, changed in place; it cannot be trained afterwards.
 
     Returns:
-        Names of the modules that have a ``switch_to_deploy``.
+        Names of the modules that folded themselves.
     """
     names = []
     for name, module in list(model.named_modules()):
@@ -24,7 +24,9 @@ def switch_to_deploy(model: nn.Module) -> list[str]:
         inside = any(not x or name.startswith(f'{x}.') for x in names)
         if hasattr(module, 'switch_to_deploy') and not inside:
             module.switch_to_deploy()
-            names.append(name)
+            # Of ours, some have nothing to fold, and say so.
+            if getattr(module, 'deployed', True):
+                names.append(name)
     return names
 
 

@@ -1,5 +1,5 @@
 """Models that the OpenMMLab toolboxes build by name."""
 
-from .backbones import EdgeViT, EfficientMod
+from .backbones import EdgeViT, EfficientMod, TimmPyramid
 
-__all__ = ['EdgeViT', 'EfficientMod']
+__all__ = ['EdgeViT', 'EfficientMod', 'TimmPyramid']

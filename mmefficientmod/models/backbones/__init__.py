@@ -2,5 +2,6 @@
 
 from .edgevit import EdgeViT
 from .efficientmod import EfficientMod
+from .timm_pyramid import TimmPyramid
 
-__all__ = ['EdgeViT', 'EfficientMod']
+__all__ = ['EdgeViT', 'EfficientMod', 'TimmPyramid']

@@ -42,6 +42,7 @@ from mmefficientmod.models.backward import (
     norm_linear,
     product_linear,
 )
+from mmefficientmod.models.folding import Foldable
 from mmefficientmod.registry import MODELS
 
 # One line a variant, as in the paper's table of configurations. The ratios
@@ -97,9 +98,6 @@ OFFICIAL_NAMES: tuple[tuple[str, Any], ...] = (
     (r'\.context_layer\.context_list\.0\.', '.context.conv.'),
     (r'\.context_layer\.', '.context.'),
 )
-
-# What `switch_to_deploy` takes away.
-FOLDED = re.compile(r'stages\.\d+\.blocks\.\d+\.(gamma|norm\d?\.)')
 
 
 class PatchEmbed(nn.Module):
@@ -388,7 +386,7 @@ class AttentionBlock(nn.Module):
 
 @ROOT_MODELS.register_module()
 @MODELS.register_module()
-class EfficientMod(PyramidBackbone):
+class EfficientMod(Foldable, PyramidBackbone):
     """EfficientMod backbone with a pyramid of outputs.
 
     Four stages at strides 4, 8, 16 and 32. An input of ``(N, C, H, W)`` of
@@ -466,7 +464,6 @@ class EfficientMod(PyramidBackbone):
         super().__init__(
             dims, out_indices, final_norm, frozen_stages, norm_eval, init_cfg
         )
-        self.deployed = False
         if drop_path_rate is None:
             drop_path_rate = arch['drop_path_rate']
         num_blocks = sum(arch['depths']) + sum(arch['attn_depths'])
@@ -504,65 +501,26 @@ class EfficientMod(PyramidBackbone):
         return rename_official_keys(weights)
 
     @torch.no_grad()
-    def switch_to_deploy(self) -> EfficientMod:
-        """Fold what can be folded for inference, once the weights are there.
+    def fold(self) -> None:
+        """Fold norms and layer scale into the linear layers at hand.
 
-        The affine parts of the norms and the layer scale go into the linear
-        layers behind and before them. The outputs are the same, the weights
-        are others: neither training nor a checkpoint of training fits any
-        more.
-
-        Returns:
-            The backbone itself, in evaluation mode.
+        The affine parts of the norms go into the layers behind them, the
+        layer scale into the one before it.
 
         Raises:
             RuntimeError: If one of these layers is more than its weights,
                 such as a LoRA or a quantised layer, or has a hook.
         """
-        if not self.deployed:
-            blocks = [b for stage in self.stages for b in stage.blocks]
-            layers = chain.from_iterable(b.folded_layers() for b in blocks)
-            for layer in layers:
-                if not is_plain(layer):
-                    raise RuntimeError(
-                        'switch_to_deploy() folds plain layers, and this '
-                        f'{type(layer).__name__} is more than its weights, '
-                        'or has a hook; merge it or take the hook off first'
-                    )
-            for block in blocks:
-                block.fold()
-            self.deployed = True
-        return self.requires_grad_(False).eval()
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any
-    ) -> None:
-        # MMEngine would load what fits, and say no more than which does not.
-        if self.deployed and any(
-            FOLDED.match(key[len(prefix) :])
-            for key in state_dict
-            if key.startswith(prefix)
-        ):
-            raise RuntimeError(
-                'this EfficientMod was folded for inference by '
-                'switch_to_deploy(), and the weights are those of a training; '
-                'load them into a new one before it is folded'
-            )
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def train(self, mode: bool = True) -> EfficientMod:
-        """Set the mode; what is frozen stays in evaluation mode.
-
-        Raises:
-            RuntimeError: For training after :meth:`switch_to_deploy`.
-        """
-        if mode and self.deployed:
-            raise RuntimeError(
-                'this EfficientMod was folded for inference by '
-                'switch_to_deploy() and cannot be trained any more; build it '
-                'anew and load the weights of the training'
-            )
-        return super().train(mode)
+        blocks = [b for stage in self.stages for b in stage.blocks]
+        for layer in chain.from_iterable(b.folded_layers() for b in blocks):
+            if not is_plain(layer):
+                raise RuntimeError(
+                    'switch_to_deploy() folds plain layers, and this '
+                    f'{type(layer).__name__} is more than its weights, or '
+                    'has a hook; merge it or take the hook off first'
+                )
+        for block in blocks:
+            block.fold()
 
 
 def rename_official_keys(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

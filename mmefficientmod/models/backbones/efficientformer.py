@@ -1,0 +1,159 @@
+"""EfficientFormer and EfficientFormerV2 of timm at any input size.
+
+Papers: Li et al., "EfficientFormer: Vision Transformers at MobileNet Speed",
+NeurIPS 2022, https://arxiv.org/abs/2206.01191, and "Rethinking Vision
+Transformers for MobileNet Size and Speed", ICCV 2023,
+https://arxiv.org/abs/2212.08059. The networks are timm's.
+
+Their attention adds a trained bias for each offset between two positions,
+from a table made for one size of image. Here the table is resized to the
+feature map at hand. At the size that it was trained for nothing is resized,
+and outputs are timm's, bit for bit; names and shapes of the weights are timm's
+as well. How accurate a trained network is with a resized table is not known:
+nobody published it, and the authors' dense models trained other tables.
+
+Importing this module needs timm.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from timm.models import efficientformer as v1
+from timm.models import efficientformer_v2 as v2
+from torch import Tensor, nn
+
+
+def run_at_any_size(model: nn.Module) -> None:
+    """Have the attention of an EfficientFormer follow the feature map.
+
+    Other models are left alone. Height and width of the image must be
+    multiples of 32.
+
+    Args:
+        model: A model of timm, changed in place.
+    """
+    for module in model.modules():
+        # Another class for the same object: parameters, names and hooks stay.
+        module.__class__ = ANY_SIZE.get(type(module), type(module))
+
+
+class Channels2Last(v1.Flat):
+    """Begins the attention of v1: a map, where timm has a list of positions.
+
+    The layers behind it read the last dimension alone.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W) -> (N, H, W, C)``."""
+        return x.permute(0, 2, 3, 1)
+
+
+class Attention(v1.Attention):
+    """The attention of v1, over all positions of a map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, H, W, C) -> (N, H, W, C)``."""
+        n, h, w, _ = x.shape
+        side = math.isqrt(self.attention_biases.shape[1])
+        bias = relative_bias(self.attention_biases, (side, side), (h, w))
+        qkv = self.qkv(x).reshape(n, h * w, self.num_heads, -1)
+        q, k, v = qkv.transpose(1, 2).split(
+            [self.key_dim, self.key_dim, self.val_dim], dim=3
+        )  # (N, heads, L, d)
+        attn = (q @ k.transpose(2, 3) * self.scale + bias).softmax(-1)
+        return self.proj((attn @ v).transpose(1, 2).reshape(n, h, w, -1))
+
+
+class Attention2d(v2.Attention2d):
+    """The attention of V2, at half the resolution in the third stage."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W) -> (N, C, H, W)``."""
+        if self.stride_conv is not None:
+            x = self.stride_conv(x)
+        size = x.shape[2:]
+        bias = relative_bias(self.attention_biases, self.resolution, size)
+        value = self.v(x)
+        q, k, v = (
+            y.unflatten(1, (self.num_heads, -1)).flatten(3)  # (N, heads, d, L)
+            for y in (self.q(x), self.k(x), value)
+        )
+        attn = q.transpose(2, 3) @ k * self.scale + bias
+        attn = self.talking_head2(self.talking_head1(attn).softmax(-1))
+        x = (attn @ v.transpose(2, 3)).transpose(2, 3)
+        x = x.reshape(value.shape) + self.v_local(value)
+        if self.upsample is not None:
+            x = self.upsample(x)
+        return self.proj(self.act(x))
+
+
+class Attention2dDownsample(v2.Attention2dDownsample):
+    """The attention that halves the resolution in V2: fewer queries."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C_in, H, W) -> (N, C_out, H / 2, W / 2)``."""
+        query, value = self.q(x), self.v(x)
+        local = self.v_local(value)
+        bias = relative_bias(
+            self.attention_biases, self.resolution, x.shape[2:], stride=2
+        )
+        q, k, v = (
+            y.unflatten(1, (self.num_heads, -1)).flatten(3)  # (N, heads, d, L)
+            for y in (query, self.k(x), value)
+        )
+        attn = (q.transpose(2, 3) @ k * self.scale + bias).softmax(-1)
+        x = (attn @ v.transpose(2, 3)).transpose(2, 3)
+        x = x.reshape(local.shape) + local
+        return self.proj(self.act(x))
+
+
+ANY_SIZE: dict[type, type] = {
+    v1.Flat: Channels2Last,
+    v1.Attention: Attention,
+    v2.Attention2d: Attention2d,
+    v2.Attention2dDownsample: Attention2dDownsample,
+}
+
+
+def relative_bias(
+    table: Tensor,
+    trained: tuple[int, int],
+    size: tuple[int, int],
+    stride: int = 1,
+) -> Tensor:
+    """The bias of each query for each key, from the table of offsets.
+
+    The table holds distances from 0 to one less than the size that it was
+    trained for. It is stretched so that its first entry stays that of no
+    distance at all and its last that of the farthest one. Nothing is kept
+    from call to call: of a large image, the biases would take much memory,
+    and making them is cheap beside the attention.
+
+    Args:
+        table: ``(heads, R0 * R1)``.
+        trained: The size R0, R1 of the map that the table was trained for.
+        size: Height and width of the map of the keys.
+        stride: Distance of the queries on that map. Default: 1, a query for
+            each key.
+
+    Returns:
+        ``(heads, queries, keys)``.
+    """
+    table = table.unflatten(1, trained)
+    if tuple(size) != tuple(trained):
+        # Not every device interpolates in half precision.
+        exact = torch.promote_types(table.dtype, torch.float32)
+        table = F.interpolate(
+            table[None].to(exact), size, mode='bicubic', align_corners=True
+        )[0].to(table.dtype)
+    rows, columns = (
+        (at[::stride, None] - at).abs()
+        for at in (torch.arange(x, device=table.device) for x in size)
+    )
+    # (Hq, H), (Wq, W) -> (Hq, Wq, H, W)
+    index = rows[:, None, :, None] * size[1] + columns[None, :, None, :]
+    bias = table.flatten(1).index_select(1, index.flatten())
+    return bias.unflatten(1, (-1, size[0] * size[1]))

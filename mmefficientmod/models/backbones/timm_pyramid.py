@@ -1,0 +1,358 @@
+"""Any pyramid of timm as a backbone of the three toolboxes.
+
+timm (https://github.com/huggingface/pytorch-image-models) has hundreds of
+classifiers and a common way to ask them for their intermediate features. Here
+they become backbones as OpenMMLab expects them: a tuple of levels at strides
+4, 8, 16 and 32 for an image of any size, options for training, and weights
+that fit or are refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule, initialize
+from mmengine.registry import MODELS as ROOT_MODELS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmefficientmod.models.backbones.pyramid import parse_out_indices
+from mmefficientmod.models.folding import Foldable
+from mmefficientmod.registry import MODELS
+
+STRIDES = (4, 8, 16, 32)
+
+
+@ROOT_MODELS.register_module()
+@MODELS.register_module()
+class TimmPyramid(Foldable, BaseModule):
+    """A pyramid of features from a classifier of timm.
+
+    Four levels at strides 4, 8, 16 and 32, found by the strides that timm
+    states for its features; a level at stride 2 is left out. An input of
+    ``(N, C, H, W)`` of any size gives, for each level in ``out_indices``, a
+    contiguous ``(N, C_i, ceil(H / stride), ceil(W / stride))``.
+
+    Some models drop the last rows and columns of a size that they do not
+    divide, some round them up, some fail. Which sizes a model takes as they
+    are is found by trying when it is built; for others, the image is padded
+    with zeros on the right and at the bottom and the levels are cropped.
+
+    EfficientFormer and EfficientFormerV2, which timm has for one size of image
+    alone, run at any size; see
+    :mod:`mmefficientmod.models.backbones.efficientformer`.
+
+    The layers are timm's and are called as in timm, below ``timm_model``. What
+    no output depends on (head, later stages) is not kept.
+
+    Args:
+        model_name: Its name in timm, such as ``repvit_m1_1``, with a tag of
+            weights or without.
+        in_channels: Channels of the image. Default: 3.
+        out_indices: Levels to return, 0 to 3 or -4 to -1, in ascending order;
+            an int for one. Default: all four.
+        drop_path_rate: Stochastic depth, as timm spreads it. Default: the
+            model's own.
+        final_norm: Let the last level go through the norm that timm's
+            classifier has behind its last stage. Models whose classifier has
+            none there stay as they are. Default: False.
+        frozen_stages: -1 freezes nothing, 0 what lies before the stage of
+            level 0, n the stages of the first n levels as well: no gradient
+            and evaluation mode. Default: -1.
+        norm_eval: Keep batch norms in evaluation mode while training.
+            Default: False.
+        with_cp: Recompute blocks or stages, as timm divides the model, in the
+            backward pass to save memory. Batch norms then count each batch
+            twice in their running statistics. Default: False.
+        timm_args: Further arguments for ``timm.create_model``.
+        init_cfg: MMEngine's rules for weights.
+
+    Attributes:
+        out_channels: Channels of each returned level.
+        out_strides: Stride of each returned level, in pixels.
+        pad_divisor: The image is padded to a multiple of it, in pixels; 1
+            where no padding is needed.
+        deployed: Whether it is folded for inference.
+
+    Raises:
+        ImportError: If timm is not installed.
+        ValueError: If timm has no such model, the model has no such pyramid
+            or lacks what an option needs, or an index or a number of stages
+            is out of range.
+
+    Example:
+        >>> model = TimmPyramid('repvit_m1_1')
+        >>> [tuple(x.shape) for x in model(torch.rand(1, 3, 64, 90))]
+        [(1, 64, 16, 23), (1, 128, 8, 12), (1, 256, 4, 6), (1, 512, 2, 3)]
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        in_channels: int = 3,
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float | None = None,
+        final_norm: bool = False,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        timm_args: Mapping[str, Any] | None = None,
+        init_cfg: Mapping[str, Any] | Sequence[Mapping] | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.model_name = model_name
+        self.out_indices = parse_out_indices(
+            out_indices, len(STRIDES), model_name
+        )
+        if not -1 <= frozen_stages <= len(STRIDES):
+            raise ValueError(
+                f'frozen_stages={frozen_stages} is out of range: -1 freezes '
+                f'nothing, 0 the stem, 1 to {len(STRIDES)} stages as well'
+            )
+        if final_norm and self.out_indices[-1] < len(STRIDES) - 1:
+            raise ValueError(
+                f'final_norm=True normalises the last stage, which '
+                f'out_indices={out_indices} leaves out'
+            )
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.final_norm = final_norm
+        self.in_channels = in_channels
+
+        options = dict(timm_args or {}, in_chans=in_channels)
+        if drop_path_rate is not None:
+            options['drop_path_rate'] = drop_path_rate
+        model = create_model(model_name, options)
+        levels = find_levels(model, model_name)
+        self._stage_ends = tuple(level['module'] for level in levels)
+        self.out_channels = tuple(
+            levels[i]['num_chs'] for i in self.out_indices
+        )
+        self.out_strides = tuple(STRIDES[i] for i in self.out_indices)
+        self._taps = [levels[i]['index'] for i in self.out_indices]
+        model.prune_intermediate_layers(
+            self._taps, prune_norm=not final_norm, prune_head=True
+        )
+        # It needs timm, which is there now.
+        from .efficientformer import run_at_any_size
+
+        run_at_any_size(model)
+        if with_cp:
+            enable_checkpointing(model, model_name)
+        self.timm_model = model
+
+        self.pad_divisor = self._find_pad_divisor()
+        self._freeze_stages()
+
+    def init_weights(self) -> None:
+        """Apply ``init_cfg``; timm has initialised the model when built."""
+        # MMEngine's own would call timm's once more, where it has a method of
+        # the same name.
+        if self.init_cfg:
+            initialize(self, self.init_cfg)
+        self._is_init = True
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``(N, C, H, W)`` to one ``(N, C_i, H_i, W_i)`` a level."""
+        height, width = x.shape[2:]
+        if self.pad_divisor > 1:
+            right = -width % self.pad_divisor
+            bottom = -height % self.pad_divisor
+            x = F.pad(x, (0, right, 0, bottom))
+        return tuple(
+            out[:, :, : -(-height // s), : -(-width // s)].contiguous()
+            for out, s in zip(self._features(x), self.out_strides, strict=True)
+        )
+
+    def _features(self, x: Tensor) -> list[Tensor]:
+        return self.timm_model.forward_intermediates(
+            x,
+            indices=self._taps,
+            norm=self.final_norm,
+            output_fmt='NCHW',
+            intermediates_only=True,
+        )
+
+    def fold(self) -> None:
+        """Have timm re-parameterise the model, where it has something to.
+
+        Raises:
+            RuntimeError: If that changes the outputs, as it does where a
+                layer is more than its weights.
+        """
+        from timm.utils.model import reparameterize_model
+
+        original = self.timm_model
+        folded = reparameterize_model(original)
+        if folded.state_dict().keys() == original.state_dict().keys():
+            return
+        size = original.pretrained_cfg['input_size'][1:]
+        weight = next(original.parameters())
+        image = torch.linspace(-2, 2, size[0] * size[1]).reshape(1, 1, *size)
+        image = image.to(weight).expand(1, self.in_channels, *size)
+        self.eval()
+        with torch.no_grad():
+            expected = self(image)
+            self.timm_model = folded.eval()
+            outs = self(image)
+        for out, x in zip(outs, expected, strict=True):
+            if (out - x).abs().max() > 1e-2 * x.abs().max():
+                self.timm_model = original
+                raise RuntimeError(
+                    f'switch_to_deploy() changes what this {self.model_name} '
+                    'gives: timm folds plain layers, and one is more than its '
+                    'weights, such as a LoRA layer; merge it first'
+                )
+
+    def train(self, mode: bool = True) -> TimmPyramid:
+        """Set the mode; what is frozen stays in evaluation mode.
+
+        Raises:
+            RuntimeError: For training after :meth:`switch_to_deploy`.
+        """
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0 or self.deployed:
+            return
+        model, n = self.timm_model, self.frozen_stages
+        end = self._stage_ends[max(n - 1, 0)]
+        frozen = list(modules_up_to(model, end, included=n > 0))
+        for module in frozen:
+            module.training = False
+        # The model's own parameters, as embeddings of positions, come first.
+        for module in (model, *frozen):
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad = False
+
+    @torch.no_grad()
+    def _find_pad_divisor(self) -> int:
+        """The smallest divisor with which every level has its size."""
+        self.timm_model.eval()
+        weight = next(self.parameters())
+        try:
+            # A model that takes 33 pixels takes any number.
+            for divisor, size in (1, 33), (32, 32), (64, 64):
+                image = weight.new_zeros(1, self.in_channels, size, size)
+                try:
+                    outs = self._features(image)
+                except (RuntimeError, ValueError, AssertionError):
+                    continue
+                if all(
+                    out.shape[-1] == -(-size // stride)
+                    for out, stride in zip(outs, self.out_strides, strict=True)
+                ):
+                    return divisor
+        finally:
+            self.timm_model.train()
+        return 1  # made for one size, as it says itself for any other
+
+
+def create_model(name: str, options: Mapping[str, Any]) -> nn.Module:
+    """A classifier of timm, with random weights unless the options ask.
+
+    Args:
+        name: Its name in timm.
+        options: For ``timm.create_model``.
+
+    Raises:
+        ImportError: If timm is not installed.
+        ValueError: If there is no such model, or it takes no drop path.
+    """
+    try:
+        import timm
+    except ImportError:
+        raise ImportError(
+            f'{name} is a model of timm, which is not installed: '
+            'pip install timm'
+        ) from None
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f'; did you mean {" or ".join(close)}?' if close else ''
+        raise ValueError(f'timm {timm.__version__} has no model {name}{hint}')
+    try:
+        return timm.create_model(name, **options)
+    except TypeError as error:
+        if 'drop_path_rate' in str(error):
+            raise ValueError(
+                f'{name} of timm has no stochastic depth: leave drop_path_rate'
+                ' out'
+            ) from None
+        raise
+
+
+def find_levels(model: nn.Module, name: str) -> list[dict[str, Any]]:
+    """What timm knows of the features at strides 4, 8, 16 and 32.
+
+    Args:
+        model: A classifier of timm.
+        name: Its name, for messages.
+
+    Returns:
+        For each stride a dict with ``index`` among the features,
+        ``num_chs`` and ``module``, the name of the module that gives it.
+
+    Raises:
+        ValueError: If the model has no such features.
+    """
+    info = list(getattr(model, 'feature_info', None) or ())
+    levels = {
+        level['reduction']: dict(level, index=i)
+        for i, level in enumerate(info)
+    }
+    if not set(STRIDES) <= set(levels) or not hasattr(
+        model, 'forward_intermediates'
+    ):
+        found = ', '.join(str(level['reduction']) for level in info) or 'none'
+        raise ValueError(
+            f'{name} of timm gives no pyramid: the strides of its features '
+            f'are {found}, and 4, 8, 16 and 32 are needed'
+        )
+    return [levels[stride] for stride in STRIDES]
+
+
+def enable_checkpointing(model: nn.Module, name: str) -> None:
+    """Have timm recompute activations in the backward pass.
+
+    Raises:
+        ValueError: If the model cannot.
+    """
+    try:
+        model.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError):
+        raise ValueError(
+            f'{name} of timm cannot recompute its activations: leave with_cp '
+            'out'
+        ) from None
+
+
+def modules_up_to(
+    model: nn.Module, name: str, included: bool
+) -> Iterator[nn.Module]:
+    """What a model runs before the end of one of its modules.
+
+    timm registers modules in the order of their use.
+
+    Args:
+        model: A model of timm.
+        name: Name of the module.
+        included: Whether the module itself belongs to it.
+    """
+    inside = False
+    for key, module in model.named_modules():
+        here = f'{key}.'.startswith(f'{name}.')
+        if (inside and not here) or (here and not included):
+            return
+        inside = here
+        if here or (key and not name.startswith(f'{key}.')):
+            yield module

@@ -1,0 +1,430 @@
+"""The other backbones: figures, levels, options, weights, and in our tasks."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import timm
+import torch
+from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmefficientmod import deploy
+from mmefficientmod.models import TimmPyramid
+from mmefficientmod.models.backbones.efficientformer import relative_bias
+
+# Channels, parameters (M) and multiply-adds (G, convolutions, matrix products
+# and attention, at 224 x 224) of the pyramids, measured with timm 1.0.31 and
+# onedl-mmpretrain 1.3.6 when the rivals were chosen, without the code tested
+# here. Those of MobileViTv2 are at 256 x 256, to which 224 is padded.
+FIGURES = {
+    'mobilenetv2_100': ((24, 32, 96, 320), 1.812, 0.279),
+    'mobilenetv2_140': ((32, 48, 136, 448), 3.509, 0.541),
+    'mobilevit_xs': ((48, 64, 80, 384), 1.933, 0.772),
+    'mobilevit_s': ((64, 96, 128, 640), 4.938, 1.521),
+    'mobilevitv2_100': ((128, 256, 384, 512), 4.389, 1.812),
+    'fasternet_t0': ((40, 80, 160, 320), 2.215, 0.334),
+    'fasternet_t1': ((64, 128, 256, 512), 5.659, 0.849),
+    'fasternet_t2': ((96, 192, 384, 768), 12.719, 1.902),
+    'efficientformer_l1': ((48, 96, 224, 448), 11.391, 1.290),
+    'efficientformerv2_s0': ((32, 48, 96, 176), 3.246, 0.396),
+    'efficientformerv2_s1': ((32, 48, 120, 224), 5.735, 0.652),
+    'efficientformerv2_s2': ((32, 64, 144, 288), 12.132, 1.246),
+    'pvt_v2_b0': ((32, 64, 160, 256), 3.410, 0.566),
+    'pvt_v2_b1': ((64, 128, 320, 512), 13.496, 2.108),
+    'focalnet_tiny_lrf': ((96, 192, 384, 768), 27.877, 4.474),
+    'repvit_m0_9': ((48, 96, 192, 384), 4.718, 0.817),
+    'repvit_m1_0': ((56, 112, 224, 448), 6.403, 1.107),
+    'repvit_m1_1': ((64, 128, 256, 512), 7.775, 1.338),
+    'repvit_m1_5': ((64, 128, 256, 512), 13.616, 2.276),
+}
+# The smallest of each family.
+FAMILIES = (
+    'mobilenetv2_100', 'mobilevit_xs', 'mobilevitv2_100', 'fasternet_t0',
+    'efficientformer_l1', 'efficientformerv2_s0', 'pvt_v2_b0',
+    'focalnet_tiny_lrf', 'repvit_m0_9', 'resnet18',
+)  # fmt: skip
+EFFICIENTFORMERS = ('efficientformer_l1', 'efficientformerv2_s0')
+
+
+# Other sizes are the same code.
+SIZES = [
+    pytest.param(name, marks=() if name in FAMILIES else pytest.mark.slow)
+    for name in FIGURES
+]
+
+
+def build(name, **options):
+    return TimmPyramid(name, **options)
+
+
+def randomise(model, seed=0):
+    """Weights and statistics as after a training: nothing is 0 or 1."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, x in model.state_dict().items():
+        noise = torch.rand(x.shape, generator=generator)
+        if name.endswith(('running_var', 'attention_biases')):
+            x.copy_(noise + 0.5)
+        elif x.is_floating_point() and x.ndim < 2:
+            x.add_(0.2 * noise)
+    return model
+
+
+def loss_of(outs):
+    return sum(x.square().mean() for x in outs)
+
+
+@pytest.mark.parametrize('name', FIGURES)
+def test_figures(name):
+    channels, params, macs = FIGURES[name]
+    model = build(name)
+    assert model.out_channels == channels
+    total = sum(p.numel() for p in model.parameters())
+    assert total / 1e6 == pytest.approx(params, rel=0.01)
+    for module in model.modules():
+        if hasattr(module, 'fused_attn'):
+            module.fused_attn = False  # which the counter does not know
+    size = 256 if name.startswith('mobilevitv2') else 224
+    image = torch.zeros(1, 3, size, size, device='meta')
+    with FlopCounterMode(display=False) as counter:
+        model.to('meta').eval()(image)
+    found = counter.get_total_flops() / 2e9
+    assert found == pytest.approx(macs, rel=0.01)
+
+
+@pytest.mark.parametrize('name', SIZES)
+def test_levels_and_gradients(name):
+    model = build(name)
+    channels = FIGURES[name][0]
+    assert model.train() is model
+    for size in (128, 160), (97, 130):
+        outs = model(torch.rand(2, 3, *size))
+        assert isinstance(outs, tuple)
+        assert model.out_strides == (4, 8, 16, 32)
+        for out, c, stride in zip(
+            outs, channels, model.out_strides, strict=True
+        ):
+            expected = (2, c, *(math.ceil(x / stride) for x in size))
+            assert tuple(out.shape) == expected
+            assert out.is_contiguous()
+            assert out.isfinite().all()
+    loss_of(outs).backward()
+    for key, p in model.named_parameters():
+        assert p.grad is not None, key
+        assert p.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_with_cp_gives_the_same_gradients_for_less_memory(name):
+    image = torch.rand(2, 3, 64, 64)
+    grads, saved = [], []
+    weights = build(name).state_dict()
+    for with_cp in (False, True):
+        model = build(name, with_cp=with_cp).train()
+        model.load_state_dict(weights)
+        numel = 0
+
+        def pack(x):
+            nonlocal numel
+            numel += x.numel()
+            return x
+
+        torch.manual_seed(0)  # stochastic depth
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            loss = loss_of(model(image))
+        saved.append(numel)
+        loss.backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert_close(grads[0], grads[1])
+    assert saved[1] < 0.6 * saved[0]
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_frozen_stages_are_what_their_level_needs(name):
+    model = build(name)
+    names = [key for key, _ in model.named_parameters()]
+    model(torch.rand(2, 3, 64, 64))[1].mean().backward()
+    needed = {k for k, p in model.named_parameters() if p.grad is not None}
+    model = build(name, frozen_stages=2).train()
+    frozen = {k for k, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == needed
+    assert 0 < len(frozen) < len(names)
+    for key, module in model.named_modules():
+        parameters = list(module.parameters())
+        if parameters:
+            still = not any(p.requires_grad for p in parameters)
+            assert module.training != still, key
+    # Nothing of the first two levels changes, and the others do.
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss_of(model(torch.rand(2, 3, 64, 64))).backward()
+    optimizer.step()
+    for key, value in model.state_dict().items():
+        owner = key.rpartition('.')[0]
+        if any(k.rpartition('.')[0] == owner for k in frozen):
+            assert torch.equal(value, before[key]), key
+    stem = build(name, frozen_stages=0)
+    first = {k for k, p in stem.named_parameters() if not p.requires_grad}
+    assert first
+    assert first < frozen
+    assert all(p.requires_grad for p in build(name).parameters())
+
+
+@pytest.mark.parametrize(
+    ('out_indices', 'levels'),
+    [(3, [3]), (-1, [3]), ((0, -1), [0, 3]), ((0, 1), [0, 1]), ([2], [2])],
+)
+@pytest.mark.parametrize('name', ['mobilevitv2_100', 'efficientformerv2_s0'])
+def test_out_indices(name, out_indices, levels):
+    image = torch.rand(1, 3, 64, 96)
+    full = build(name).eval()
+    part = build(name, out_indices=out_indices).eval()
+    part.load_state_dict(full.state_dict(), strict=False)
+    channels = FIGURES[name][0]
+    assert part.out_channels == tuple(channels[i] for i in levels)
+    assert part.out_strides == tuple(4 * 2**i for i in levels)
+    outs = full(image)
+    for got, i in zip(part(image), levels, strict=True):
+        if part.pad_divisor == full.pad_divisor:
+            assert_close(got, outs[i])
+        assert got.shape == outs[i].shape
+    loss_of(part(image)).backward()
+    assert all(p.grad is not None for p in part.parameters())
+
+
+def test_options():
+    model = build('mobilenetv2_100', norm_eval=True, in_channels=4).train()
+    assert model.training
+    norms = [m for m in model.modules() if hasattr(m, 'running_mean')]
+    assert norms
+    assert not any(m.training for m in norms)
+    assert model(torch.rand(1, 4, 32, 32))[0].shape == (1, 24, 8, 8)
+    rates = [
+        m.drop_prob
+        for m in build('fasternet_t0', drop_path_rate=0.3).modules()
+        if hasattr(m, 'drop_prob')
+    ]
+    assert max(rates) == pytest.approx(0.3)
+    wide = build('pvt_v2_b0', timm_args=dict(embed_dims=(32, 64, 160, 320)))
+    assert wide.out_channels[-1] == 320
+
+
+@pytest.mark.parametrize('name', ['efficientformer_l1', 'focalnet_tiny_lrf'])
+def test_final_norm(name):
+    model = randomise(build(name, final_norm=True)).eval()
+    plain = build(name).eval()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    image = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        *_, third, last = plain(image)
+        got = model(image)
+    norm = model.timm_model.norm
+    if name == 'efficientformer_l1':
+        last = norm(last.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    else:
+        last = norm(last)
+    assert_close(got[-1], last)
+    assert_close(got[-2], third)
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(model_name='repvit_m9'), 'no model repvit_m9; did you mean rep'),
+        (dict(model_name='vit_tiny_patch16_224'), 'gives no pyramid.* 16'),
+        (dict(drop_path_rate=0.1), 'repvit_m0_9 of timm has no stochastic'),
+        (dict(model_name='tnt_s_patch16_224'), 'no pyramid'),
+        (dict(out_indices=(0, 4)), r'out_indices=\(0, 4\).*repvit_m0_9 has'),
+        (dict(frozen_stages=5), 'frozen_stages=5'),
+        (dict(out_indices=(0, 1), final_norm=True), 'final_norm'),
+        (dict(model_name='levit_conv_128', with_cp=True), 'gives no pyramid'),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        TimmPyramid(**{'model_name': 'repvit_m0_9', **kwargs})
+
+
+def test_unknown_arguments_are_refused():
+    with pytest.raises(TypeError, match='drop_path'):
+        TimmPyramid('repvit_m0_9', drop_path=0.1)
+    with pytest.raises(TypeError, match='drop_path'):
+        TimmPyramid('fasternet_t0', timm_args=dict(drop_path=0.1))
+
+
+def test_any_timm_model_that_has_a_pyramid():
+    """One that drops rows, and one that counts its features otherwise."""
+    for name in 'convnext_atto', 'efficientnet_b0':
+        model = build(name)
+        for i, out in enumerate(model(torch.rand(2, 3, 50, 70))):
+            size = (math.ceil(50 / 2 ** (i + 2)), math.ceil(70 / 2 ** (i + 2)))
+            assert out.shape[2:] == size
+
+
+def test_init_weights_leaves_the_weights_of_timm():
+    model = build('efficientformerv2_s0')
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.init_weights()
+    assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('name', ['repvit_m0_9', 'fasternet_t0'])
+def test_switch_to_deploy(name):
+    model = randomise(build(name)).eval()
+    before = copy.deepcopy(model.state_dict())
+    image = torch.rand(2, 3, 97, 64)
+    with torch.no_grad():
+        expected = model(image)
+        names = deploy.switch_to_deploy(torch.nn.ModuleList([model]))
+        assert names == (['0'] if name == 'repvit_m0_9' else [])
+        for out, x in zip(model(image), expected, strict=True):
+            assert (out - x).abs().max() <= 1e-5 * x.abs().max()
+    assert model.switch_to_deploy() is model  # again changes nothing
+    assert not model.training
+    if name == 'fasternet_t0':
+        assert not model.deployed
+        model.train().load_state_dict(before)
+        assert all(p.requires_grad for p in model.parameters())
+        return
+    assert not any('bn' in key for key in model.state_dict())
+    params = sum(p.numel() for p in model.parameters())
+    assert params / 1e6 == pytest.approx(4.68, rel=0.01)
+    with pytest.raises(RuntimeError, match='cannot be trained any more'):
+        model.train()
+    with pytest.raises(RuntimeError, match='those of a training'):
+        model.load_state_dict(before)
+    model.load_state_dict(copy.deepcopy(model).state_dict())
+
+
+def test_what_cannot_be_folded():
+    class Lora(torch.nn.Module):
+        def __init__(self, conv):
+            super().__init__()
+            self.conv, self.weight, self.groups = conv, conv.weight, 1
+            for key in 'stride', 'padding', 'dilation':
+                setattr(self, key, getattr(conv, key))
+
+        def forward(self, x):
+            return 1.5 * self.conv(x)
+
+    model = build('repvit_m0_9')
+    norm = model.timm_model.stem.conv1
+    norm.c = Lora(norm.c)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RuntimeError, match='changes what this repvit_m0_9'):
+        model.switch_to_deploy()
+    assert not model.deployed
+    model.train().load_state_dict(before)
+
+
+# EfficientFormer at any size.
+
+
+@pytest.mark.parametrize('train', [False, True])
+@pytest.mark.parametrize('name', EFFICIENTFORMERS)
+def test_efficientformer_is_timms_at_its_own_size(name, train):
+    library = randomise(timm.create_model(name)).train(train)
+    ours = build(name).train(train)
+    weights = library.state_dict()
+    for key, value in ours.timm_model.state_dict().items():
+        assert value.shape == weights[key].shape, key
+        value.copy_(weights[key])
+    image = torch.rand(1, 3, 224, 224)
+    expected = library.forward_intermediates(image, intermediates_only=True)
+    outs = ours(image)
+    for out, x in zip(outs, expected, strict=True):
+        assert torch.equal(out, x)
+    if not train:  # batch norms leave a bias before them no gradient then
+        loss_of(expected).backward()
+        loss_of(outs).backward()
+        kept = dict(ours.timm_model.named_parameters())
+        theirs = [p.grad for k, p in library.named_parameters() if k in kept]
+        scale = max(grad.abs().max().item() for grad in theirs)
+        assert_close(
+            [p.grad for p in kept.values()],
+            theirs,
+            rtol=1e-3,
+            atol=1e-6 * scale,  # a bias of the keys has none but noise
+        )
+
+
+@pytest.mark.parametrize('name', EFFICIENTFORMERS)
+def test_efficientformer_at_another_size(name):
+    model = randomise(build(name))
+    outs = {}
+    for dtype in torch.float32, torch.bfloat16:
+        model.eval()
+        with torch.autocast('cpu', torch.bfloat16, dtype == torch.bfloat16):
+            torch.manual_seed(0)
+            outs[dtype] = model(torch.rand(1, 3, 128, 160))
+    for out, x in zip(*outs.values(), strict=True):
+        scale = out.abs().max().item()
+        assert_close(x.float(), out, rtol=0, atol=0.1 * scale)
+    # The table matters, and learns, at every size.
+    loss_of(outs[torch.float32]).backward()
+    tables = [
+        (key, p)
+        for key, p in model.named_parameters()
+        if key.endswith('attention_biases')
+    ]
+    assert len(tables) == (1 if name == 'efficientformer_l1' else 5)
+    for key, p in tables:
+        assert p.grad.abs().max() > 0, key
+        p.data.mul_(2 * torch.rand_like(p))
+    torch.manual_seed(0)
+    again = model(torch.rand(1, 3, 128, 160))
+    assert not torch.allclose(again[-1], outs[torch.float32][-1])
+
+
+@pytest.mark.parametrize('size', [(7, 7), (4, 5), (16, 11), (1, 3)])
+@pytest.mark.parametrize('stride', [1, 2])
+def test_relative_bias(size, stride):
+    table = torch.rand(2, 49, requires_grad=True)
+    bias = relative_bias(table, (7, 7), size, stride)
+    h, w = size
+    rows, columns = math.ceil(h / stride), math.ceil(w / stride)
+    assert bias.shape == (2, rows * columns, h * w)
+    bias = bias.reshape(2, rows, columns, h, w)
+    square = table.reshape(2, 7, 7)
+    for i in range(rows):
+        for j in range(columns):
+            y, x = i * stride, j * stride
+            # The bias of no distance stays, and only distance counts.
+            assert_close(bias[:, i, j, y, x], square[:, 0, 0])
+            assert_close(
+                bias[:, i, j, y:, x:], bias[:, 0, 0, : h - y, : w - x]
+            )
+            assert_close(
+                bias[:, i, j, : y + 1, : x + 1].flip(1, 2),
+                bias[:, 0, 0, : y + 1, : x + 1],
+            )
+            if size == (7, 7):
+                assert_close(
+                    bias[:, i, j, y:, x:], square[:, : 7 - y, : 7 - x]
+                )
+    if h > 1:
+        assert_close(bias[:, 0, 0, -1, -1], square[:, -1, -1])
+    other = relative_bias(square.transpose(1, 2).flatten(1), (7, 7), (w, h))
+    swapped = relative_bias(table, (7, 7), size)
+    assert_close(
+        other.reshape(2, w, h, w, h)
+        .permute(0, 2, 1, 4, 3)
+        .reshape_as(swapped),
+        swapped,
+    )
+    bias.sum().backward()
+    assert table.grad.sum() == pytest.approx(bias.numel(), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', EFFICIENTFORMERS)
+def test_efficientformer_compiles_and_copies(name):
+    model = randomise(build(name)).eval()
+    image = torch.rand(1, 3, 96, 64)
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    with torch.no_grad():
+        expected = model(image)
+        assert_close(compiled(image), expected, rtol=1e-3, atol=1e-4)
+        assert_close(copy.deepcopy(model)(image), expected)
+        assert_close(pickle.loads(pickle.dumps(model))(image), expected)
