@@ -58,6 +58,7 @@ def load_pretrained(
     init_cfg: Mapping[str, Any],
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
     optional: Sequence[str] = (),
+    read: Callable[[str, str], Any] | None = None,
 ) -> None:
     """Load ``dict(type='Pretrained', ...)`` into a backbone.
 
@@ -72,6 +73,8 @@ def load_pretrained(
         init_cfg: The dict.
         convert: Renames foreign keys to the backbone's own.
         optional: Beginnings of keys that either side may lack.
+        read: Gives what the path and the device stand for. Default:
+            :func:`read_checkpoint`.
 
     Raises:
         CheckpointError: If the file is missing, unsafe or does not fit.
@@ -85,7 +88,8 @@ def load_pretrained(
             + f'; the keys are {", ".join(INIT_CFG_KEYS)}'
         )
     path = str(init_cfg['checkpoint'])
-    checkpoint = read_checkpoint(path, init_cfg.get('map_location', 'cpu'))
+    read = read or read_checkpoint
+    checkpoint = read(path, init_cfg.get('map_location', 'cpu'))
     weights, source = select_weights(
         checkpoint, path, init_cfg.get('use_ema', False)
     )
@@ -119,6 +123,8 @@ def read_checkpoint(path: str, map_location: str = 'cpu') -> Any:
     """
     try:
         with get_local_path(path) as local:
+            if path.endswith('.safetensors'):
+                return _load_safetensors(local, map_location)
             return _load_safely(local, map_location)
     except FileNotFoundError:
         raise CheckpointError(f'checkpoint {path} does not exist') from None
@@ -137,6 +143,18 @@ def read_checkpoint(path: str, map_location: str = 'cpu') -> Any:
         raise CheckpointError(
             f'{path} cannot be read as a PyTorch checkpoint: {error}'
         ) from None
+
+
+def _load_safetensors(path: str, map_location: str) -> Any:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise ValueError('pip install safetensors') from None
+    try:
+        return load_file(path, map_location)
+    except SafetensorError as error:
+        raise ValueError(error) from None
 
 
 def _load_safely(path: str, map_location: str) -> Any:

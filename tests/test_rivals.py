@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmefficientmod import deploy
+from mmefficientmod.checkpoint import CheckpointError
 from mmefficientmod.models import TimmPyramid
 from mmefficientmod.models.backbones.efficientformer import relative_bias
 
@@ -428,3 +429,109 @@ def test_efficientformer_compiles_and_copies(name):
         assert_close(compiled(image), expected, rtol=1e-3, atol=1e-4)
         assert_close(copy.deepcopy(model)(image), expected)
         assert_close(pickle.loads(pickle.dumps(model))(image), expected)
+
+
+# Weights.
+
+
+def load(name, path, **options):
+    init_cfg = dict(type='Pretrained', checkpoint=str(path))
+    model = build(name, init_cfg=init_cfg, **options)
+    model.init_weights()
+    return model.eval()
+
+
+def assert_loaded(model, weights):
+    """All that the model has is as timm's classifier has it."""
+    for key, value in model.timm_model.state_dict().items():
+        assert torch.equal(value, weights[key]), key
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_a_classifier_of_timm_loads_completely(name, tmp_path):
+    library = randomise(timm.create_model(name)).eval()
+    torch.save(library.state_dict(), tmp_path / 'c.pth')
+    model = load(name, tmp_path / 'c.pth')
+    assert_loaded(model, library.state_dict())
+    if name not in EFFICIENTFORMERS:
+        image = torch.rand(1, 3, 64, 128)
+        with torch.no_grad():
+            expected = library.forward_intermediates(
+                image, intermediates_only=True
+            )
+            for out, x in zip(model(image), expected[-4:], strict=True):
+                assert torch.equal(out, x)
+
+
+@pytest.fixture(
+    scope='module', params=['efficientnet_lite0', *EFFICIENTFORMERS]
+)
+def source(request):
+    return request.param, randomise(timm.create_model(request.param))
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.', 'ours'])
+def test_wrapped_weights(source, prefix, tmp_path):
+    name, library = source
+    weights = library.state_dict()
+    if prefix == 'ours':  # a detector or segmentor of a run
+        prefix = 'backbone.timm_model.'
+    content = {f'{prefix}{k}': v for k, v in weights.items()}
+    if prefix.startswith('backbone.'):
+        content['neck.conv.weight'] = torch.ones(1)
+    torch.save(dict(state_dict=content, meta={}), tmp_path / 'c.pth')
+    for options in {}, dict(out_indices=(0, 1)), dict(final_norm=True):
+        assert_loaded(load(name, tmp_path / 'c.pth', **options), weights)
+
+
+@pytest.mark.parametrize('features_only', [True, False])
+def test_weights_of_mmpretrains_wrapper(source, features_only, tmp_path):
+    from mmpretrain.models.backbones import TIMMBackbone
+
+    name, library = source
+    wrapper = randomise(TIMMBackbone(name, features_only), seed=1)
+    content = {f'backbone.{k}': v for k, v in wrapper.state_dict().items()}
+    content['head.fc.weight'] = torch.ones(1)
+    torch.save(dict(state_dict=content), tmp_path / 'c.pth')
+    model = load(name, tmp_path / 'c.pth')
+    assert len(content) >= len(model.state_dict())
+    found = {k.replace('.', '_'): v for k, v in wrapper.state_dict().items()}
+    for key, value in model.state_dict().items():
+        flat = key.replace('.', '_')
+        inner = flat.replace('timm_model_', 'timm_model_model_')
+        assert torch.equal(value, found[flat if flat in found else inner])
+
+
+def test_weights_of_a_hub(tmp_path):
+    """timm takes them from a file here, as the network is not ours."""
+    from safetensors.torch import save_file
+
+    library = randomise(timm.create_model('mobilenetv2_100'))
+    path = tmp_path / 'model.safetensors'
+    save_file(library.state_dict(), path)
+    assert_loaded(load('mobilenetv2_100', path), library.state_dict())
+    overlay = dict(pretrained_cfg_overlay=dict(file=str(path)))
+    for spelling in 'timm', 'timm:ra_in1k':
+        model = load('mobilenetv2_100', spelling, timm_args=overlay)
+        assert_loaded(model, library.state_dict())
+    with pytest.raises(CheckpointError, match='tag .nope.* give the path'):
+        load('mobilenetv2_100', 'timm:nope', timm_args=overlay)
+    path.write_bytes(b'no such thing')
+    with pytest.raises(CheckpointError, match='cannot be read'):
+        load('mobilenetv2_100', path)
+
+
+def test_weights_that_do_not_fit(tmp_path):
+    path = tmp_path / 'c.pth'
+    weights = timm.create_model('repvit_m0_9').state_dict()
+    for other in 'mobilenetv2_100', 'repvit_m1_0':
+        torch.save(timm.create_model(other).state_dict(), path)
+        with pytest.raises(CheckpointError, match='c.pth does not fit Timm'):
+            load('repvit_m0_9', path)
+    key = 'stages.1.blocks.0.channel_mixer.conv1.c.weight'
+    torch.save({k: v for k, v in weights.items() if k != key}, path)
+    with pytest.raises(CheckpointError, match=f'file lacks timm_model.{key}'):
+        load('repvit_m0_9', path)
+    torch.save({**weights, 'neck.weight': torch.ones(1)}, path)
+    with pytest.raises(CheckpointError, match='model has no neck.weight'):
+        load('repvit_m0_9', path)

@@ -10,6 +10,7 @@ that fit or are refused.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,12 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmefficientmod.checkpoint import (
+    CheckpointError,
+    load_pretrained,
+    pretrained_part,
+    read_checkpoint,
+)
 from mmefficientmod.models.backbones.pyramid import parse_out_indices
 from mmefficientmod.models.folding import Foldable
 from mmefficientmod.registry import MODELS
@@ -69,7 +76,12 @@ class TimmPyramid(Foldable, BaseModule):
             backward pass to save memory. Batch norms then count each batch
             twice in their running statistics. Default: False.
         timm_args: Further arguments for ``timm.create_model``.
-        init_cfg: MMEngine's rules for weights.
+        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads weights
+            strictly, see :func:`mmefficientmod.checkpoint.load_pretrained`:
+            a file of timm's classifier of this name; a checkpoint of MMEngine
+            whose backbone is this class or MMPretrain's ``TIMMBackbone``; or
+            ``'timm'`` and ``'timm:TAG'`` for what timm's hub has, which takes
+            a network. Heads and stages that are not built may be left over.
 
     Attributes:
         out_channels: Channels of each returned level.
@@ -126,7 +138,9 @@ class TimmPyramid(Foldable, BaseModule):
         options = dict(timm_args or {}, in_chans=in_channels)
         if drop_path_rate is not None:
             options['drop_path_rate'] = drop_path_rate
+        self._options = options
         model = create_model(model_name, options)
+        self._names_in_timm = tuple(model.state_dict())
         levels = find_levels(model, model_name)
         self._stage_ends = tuple(level['module'] for level in levels)
         self.out_channels = tuple(
@@ -148,13 +162,80 @@ class TimmPyramid(Foldable, BaseModule):
         self.pad_divisor = self._find_pad_divisor()
         self._freeze_stages()
 
+    @staticmethod
+    def normalisation(model_name: str) -> dict[str, list[float]]:
+        """What the weights of a model of timm expect of the image.
+
+        Args:
+            model_name: Its name, whose tag counts.
+
+        Returns:
+            ``mean`` and ``std`` of the channels, RGB, 0 to 255.
+        """
+        from timm import get_pretrained_cfg
+
+        weights = get_pretrained_cfg(model_name)
+        return {
+            key: [round(255 * x, 6) for x in getattr(weights, key)]
+            for key in ('mean', 'std')
+        }
+
     def init_weights(self) -> None:
-        """Apply ``init_cfg``; timm has initialised the model when built."""
-        # MMEngine's own would call timm's once more, where it has a method of
-        # the same name.
-        if self.init_cfg:
+        """Load ``init_cfg``'s checkpoint strictly, if it names one.
+
+        Raises:
+            CheckpointError: If the file does not fit; the message shows
+                both sides.
+        """
+        init_cfg = pretrained_part(self.init_cfg)
+        if init_cfg is not None:
+            own = self.state_dict()
+            load_pretrained(
+                self,
+                init_cfg,
+                convert=self._rename_timm_keys,
+                optional=[k for k in self._own_names() if k not in own],
+                read=self._read_weights,
+            )
+        elif self.init_cfg:
+            # Not MMEngine's own way, which would also call timm's
+            # init_weights, where there is one; timm did so when it built.
             initialize(self, self.init_cfg)
         self._is_init = True
+
+    def _own_names(self) -> list[str]:
+        """Names that the weights of the whole classifier have here."""
+        return [f'timm_model.{name}' for name in self._names_in_timm]
+
+    def _rename_timm_keys(
+        self, weights: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Names of timm, and of its wrappers for features, to our own.
+
+        These wrappers put the model below ``model.``, or join the first two
+        parts of a name, ``stages.0.`` to ``stages_0.``. So names are compared
+        with those of the classifier that was built as if a dot were an
+        underscore. What the classifier does not have keeps its name.
+        """
+        own = {flat(name): name for name in self._own_names()}
+        return {own.get(flat(k), k): value for k, value in weights.items()}
+
+    def _read_weights(self, source: str, map_location: str) -> Any:
+        """What a file holds, or timm's hub for ``timm`` and ``timm:TAG``."""
+        kind, _, tag = source.partition(':')
+        if kind != 'timm':
+            return read_checkpoint(source, map_location)
+        name = self.model_name
+        if tag:
+            name = f'{name.partition(".")[0]}.{tag}'
+        try:
+            model = create_model(name, dict(self._options, pretrained=True))
+        except Exception as error:  # of timm, the hub's client or the network
+            raise CheckpointError(
+                f'timm does not get the weights of {name}: {error}. Without a '
+                'network, give the path of their file instead'
+            ) from error
+        return model.to(map_location).state_dict()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """``(N, C, H, W)`` to one ``(N, C_i, H_i, W_i)`` a level."""
@@ -256,6 +337,12 @@ class TimmPyramid(Foldable, BaseModule):
         finally:
             self.timm_model.train()
         return 1  # made for one size, as it says itself for any other
+
+
+def flat(name: str) -> str:
+    """The name of a tensor without what wrappers do to it."""
+    name = re.sub(r'^(timm_model\.)?(model\.)?', '', name)
+    return name.replace('.', '_')
 
 
 def create_model(name: str, options: Mapping[str, Any]) -> nn.Module:
