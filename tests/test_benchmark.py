@@ -448,6 +448,7 @@ def test_within_a_segmentor(run):
     assert 'Tiny gives' in tiny.error  # no pyramid
 
 
+@pytest.mark.slow
 def test_within_a_detector(run, place):
     few = dict(nms_pre=20, max_per_img=20)
     model = dict(

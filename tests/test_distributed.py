@@ -197,7 +197,11 @@ DETECT_ALL = 'model.test_cfg.rcnn.score_thr=0.0'
 # A task a line. An odd number of images: one of the processes has one more.
 TESTED = [
     (SEG, ['test_dataloader.dataset.indices=5']),
-    (DET, ['test_dataloader.dataset.indices=3', DETECT_ALL]),
+    pytest.param(
+        DET,
+        ['test_dataloader.dataset.indices=3', DETECT_ALL],
+        marks=pytest.mark.slow,
+    ),
 ]
 
 

@@ -186,10 +186,11 @@ def losses(work_dir):
 # one, and what makes it short.
 EPOCHS = ['train_cfg.max_epochs=2', 'default_hooks.checkpoint.interval=1']
 TASKS = [
-    (
+    pytest.param(
         'seg/fpn_efficientmod_xxs_ade20k.py',
         ('iter_2.pth', 'iter_4.pth'),
         ['train_cfg.max_iters=4', 'default_hooks.checkpoint.interval=2'],
+        marks=pytest.mark.slow,
     ),
     (
         'det/mask_rcnn_efficientmod_xxs_fpn_1x_coco.py',

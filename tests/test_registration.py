@@ -102,7 +102,11 @@ CONFIGS = dict(
 
 @pytest.mark.parametrize(
     ('script', 'custom_imports'),
-    [('stock', True), ('stock', False), ('ours', False)],
+    [
+        ('stock', True),
+        ('stock', False),
+        pytest.param('ours', False, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize('toolbox', CONFIGS)
 def test_script_trains_it(
