@@ -51,12 +51,8 @@ from mmefficientmod.config import (
 )
 from mmefficientmod.datasets import DataError, apply_mini, guard
 from mmefficientmod.randomness import SeedStepHook, seed_samples
-from mmefficientmod.swap import (
-    BACKBONES,
-    backbone_name,
-    find_model,
-    swap_backbone,
-)
+from mmefficientmod.swap import backbone_name, find_model, swap_backbone
+from mmefficientmod.zoo import BACKBONES
 
 # What a user did wrong or lacks, as opposed to a fault of ours.
 USER_ERRORS = (CheckpointError, ConfigError, DataError)

@@ -27,7 +27,6 @@ from mmefficientmod.checkpoint import (
     select_weights,
 )
 from mmefficientmod.config import ConfigError, kind_of, walk
-from mmefficientmod.models.backbones.efficientmod import ARCHS
 from mmefficientmod.probe import (
     Levels,
     class_of,
@@ -40,14 +39,7 @@ from mmefficientmod.probe import (
     probe,
     without_weights,
 )
-
-# The names that the tools, the configs and the model index share.
-BACKBONES: dict[str, dict[str, Any]] = {
-    f'efficientmod_{arch}': dict(type='mmefficientmod.EfficientMod', arch=arch)
-    for arch in ARCHS
-}
-# What ImageNet weights of these backbones expect of the image, RGB, 0 to 255.
-IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+from mmefficientmod.zoo import BACKBONES, normalisation
 
 # Arguments of a backbone that say how to train it and not what it is.
 TRAINING_OPTIONS = ('frozen_stages', 'norm_eval', 'with_cp')
@@ -85,8 +77,9 @@ def swap_backbone(
     Args:
         cfg: A config of MMDetection, MMSegmentation or MMPretrain; it is not
             changed.
-        backbone: A name of :data:`BACKBONES`, or the dict of any registered
-            backbone that returns a tuple of ``(N, C_i, H_i, W_i)``.
+        backbone: A name of :data:`~mmefficientmod.zoo.BACKBONES`, or the
+            dict of any registered backbone that returns a tuple of
+            ``(N, C_i, H_i, W_i)``.
         pretrained: Weights of the new backbone, a file or URL. Ours reads
             them when it is built; for another they are tried at once.
 
@@ -265,7 +258,8 @@ def _swap_classifier(
     # MMPretrain's ConvNeXt and its kin pool by themselves unless told not to.
     _set_default(new, final_norm=True, gap_before_final_norm=False)
     indices = option_of(new, 'out_indices')
-    if 'out_indices' not in new and isinstance(indices, Sequence):
+    if isinstance(indices, Sequence):
+        # The head reads no other, and a norm of another would not learn.
         new.out_indices = (indices[-1],)
     levels = probe(new)
     _carry_over(old, new, levels, pretrained)
@@ -279,7 +273,7 @@ def _swap_classifier(
             _say(f'neck {kinds} gives way to average pooling')
         model.neck = ConfigDict(pooling)
     _fit_classifier_head(model, old, levels.channels[-1])
-    _normalise_like_imagenet(cfg, model, new)
+    _normalise(cfg, model, new)
     _fit_optimizer(cfg, old, new)
 
 
@@ -341,7 +335,7 @@ def _swap_dense(
     _carry_over(old, new, levels, pretrained)
     model.backbone = new
     _drop_weights(cfg, model, new, pretrained)
-    _normalise_like_imagenet(cfg, model, new)
+    _normalise(cfg, model, new)
     _fit_optimizer(cfg, old, new)
 
 
@@ -552,7 +546,7 @@ def _carry_over(
             reason = f'{kind_of(new)} has no batch norms'
         elif key == 'frozen_stages' and not (pretrained or _has_weights(new)):
             reason = 'it would freeze random weights'
-        elif key == 'frozen_stages' and _last_stage(old) != _last_stage(new):
+        elif key == 'frozen_stages' and not _count_alike(old, new):
             reason = f'{kind_of(new)} numbers its stages otherwise'
         else:
             new[key] = value
@@ -563,6 +557,13 @@ def _carry_over(
     gone = [f'{k}={v!r}' for k, v in old.items() if k not in kept]
     if gone:
         _say(f'with {kind_of(old)} go its options {", ".join(gone)}')
+
+
+def _count_alike(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether one stage has the same number in both, as far as is known."""
+    # To freeze the first stage is 0 there, and 1 elsewhere.
+    vans = (kind_of(old) == 'VAN') + (kind_of(new) == 'VAN')
+    return _last_stage(old) == _last_stage(new) and vans != 1
 
 
 def _last_stage(backbone: Mapping[str, Any]) -> int | None:
@@ -652,14 +653,13 @@ def _has_weights(backbone: Mapping[str, Any]) -> bool:
     return bool(backbone.get('pretrained') or named)
 
 
-def _normalise_like_imagenet(
-    cfg: Config, model: ConfigDict, new: ConfigDict
-) -> None:
-    """Give our backbones the images that their weights were trained on.
+def _normalise(cfg: Config, model: ConfigDict, new: ConfigDict) -> None:
+    """Give a backbone the images that its weights were trained on.
 
     Caffe's weights of ResNet want BGR and no scaling, YOLOX's nothing at all.
     """
-    if not is_ours(new) or new.get('in_channels', 3) != 3:
+    values = normalisation(new)
+    if values is None or new.get('in_channels', 3) != 3:
         return
     for holder in (cfg, cfg.model, model):
         node = holder.get('data_preprocessor')
@@ -667,12 +667,12 @@ def _normalise_like_imagenet(
             # MMPretrain's may have no type, and calls it otherwise.
             accepted = parameters_of(node) if 'type' in node else 'to_rgb'
             swapped = 'to_rgb' if 'to_rgb' in accepted else 'bgr_to_rgb'
-            wanted = dict(IMAGENET, **{swapped: True})
+            wanted = dict(values, **{swapped: True})
             given = {k: node.get(k) for k in wanted}
             if swapped in accepted and (
                 not node.get(swapped)
-                or list(node.get('mean') or ()) != IMAGENET['mean']
-                or list(node.get('std') or ()) != IMAGENET['std']
+                or list(node.get('mean') or ()) != values['mean']
+                or list(node.get('std') or ()) != values['std']
             ):
                 _say(f'images are normalised as {wanted}, not as {given}')
                 node.pop('rgb_to_bgr', None)

@@ -78,13 +78,22 @@ def batch_for(cfg):
     return dict(inputs=torch.stack(images), data_samples=samples)
 
 
-def train_step_and_predict(name, backbone='efficientmod_xs'):
+def train_step_and_predict(name, backbone='efficientmod_xs', options=None):
     """Swap, build, train a step and predict.
+
+    Args:
+        name: The config.
+        backbone: The new backbone.
+        options: What else to change, by dotted keys.
 
     Returns:
         The losses, the gradients of the backbone by name, the predictions.
     """
     cfg = swap_backbone(load_config(name), backbone)
+    cfg.merge_from_dict(options or {})
+    inputs = cfg.model.get('data_preprocessor') or {}
+    if inputs.get('size'):  # to which small images would be padded
+        inputs.size = (SIZES[cfg.default_scope],) * 2
     model = build(cfg)
     model.train()
     batch = model.data_preprocessor(batch_for(cfg), True)

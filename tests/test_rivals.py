@@ -1,19 +1,26 @@
 """The other backbones: figures, levels, options, weights, and in our tasks."""
 
 import copy
+import gc
 import math
 import pickle
+from pathlib import Path
 
 import pytest
+import stock
 import timm
 import torch
+from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
+from mmengine.registry import MODELS
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmefficientmod import deploy
+from mmefficientmod import deploy, swap_backbone
 from mmefficientmod.checkpoint import CheckpointError
+from mmefficientmod.config import load_config
 from mmefficientmod.models import TimmPyramid
 from mmefficientmod.models.backbones.efficientformer import relative_bias
+from mmefficientmod.swap import resolve_backbone
 
 # Channels, parameters (M) and multiply-adds (G, convolutions, matrix products
 # and attention, at 224 x 224) of the pyramids, measured with timm 1.0.31 and
@@ -39,13 +46,21 @@ FIGURES = {
     'repvit_m1_0': ((56, 112, 224, 448), 6.403, 1.107),
     'repvit_m1_1': ((64, 128, 256, 512), 7.775, 1.338),
     'repvit_m1_5': ((64, 128, 256, 512), 13.616, 2.276),
+    'poolformer_s12': ((64, 128, 320, 512), 11.403, 1.812),
+    'poolformer_s24': ((64, 128, 320, 512), 20.877, 3.392),
+    'van_tiny': ((32, 64, 160, 256), 3.849, 0.864),
+    'van_small': ((64, 128, 320, 512), 13.349, 2.495),
+    # torchvision's, without the classifier: 11,689,512 and 25,557,032 with it.
+    'resnet18': ((64, 128, 256, 512), 11.177, 1.814),
+    'resnet50': ((256, 512, 1024, 2048), 23.508, 4.087),
 }
 # The smallest of each family.
-FAMILIES = (
+TIMM_FAMILIES = (
     'mobilenetv2_100', 'mobilevit_xs', 'mobilevitv2_100', 'fasternet_t0',
     'efficientformer_l1', 'efficientformerv2_s0', 'pvt_v2_b0',
     'focalnet_tiny_lrf', 'repvit_m0_9', 'resnet18',
 )  # fmt: skip
+FAMILIES = (*TIMM_FAMILIES, 'poolformer_s12', 'van_tiny')
 EFFICIENTFORMERS = ('efficientformer_l1', 'efficientformerv2_s0')
 
 
@@ -54,10 +69,15 @@ SIZES = [
     pytest.param(name, marks=() if name in FAMILIES else pytest.mark.slow)
     for name in FIGURES
 ]
+# FocalNet has no small size.
+SMALL = [
+    pytest.param(name, marks=pytest.mark.slow if 'focal' in name else ())
+    for name in TIMM_FAMILIES
+]
 
 
 def build(name, **options):
-    return TimmPyramid(name, **options)
+    return MODELS.build({**resolve_backbone(name), **options})
 
 
 def randomise(model, seed=0):
@@ -76,11 +96,10 @@ def loss_of(outs):
     return sum(x.square().mean() for x in outs)
 
 
-@pytest.mark.parametrize('name', FIGURES)
+@pytest.mark.parametrize('name', SIZES)
 def test_figures(name):
-    channels, params, macs = FIGURES[name]
+    _, params, macs = FIGURES[name]
     model = build(name)
-    assert model.out_channels == channels
     total = sum(p.numel() for p in model.parameters())
     assert total / 1e6 == pytest.approx(params, rel=0.01)
     for module in model.modules():
@@ -89,7 +108,8 @@ def test_figures(name):
     size = 256 if name.startswith('mobilevitv2') else 224
     image = torch.zeros(1, 3, size, size, device='meta')
     with FlopCounterMode(display=False) as counter:
-        model.to('meta').eval()(image)
+        model.eval()
+        model.to('meta')(image)
     found = counter.get_total_flops() / 2e9
     assert found == pytest.approx(macs, rel=0.01)
 
@@ -98,15 +118,18 @@ def test_figures(name):
 def test_levels_and_gradients(name):
     model = build(name)
     channels = FIGURES[name][0]
-    assert model.train() is model
+    strides = (4, 8, 16, 32)
+    if isinstance(model, TimmPyramid):
+        assert model.train() is model
+        assert model.out_channels == channels
+        assert model.out_strides == strides
     for size in (128, 160), (97, 130):
         outs = model(torch.rand(2, 3, *size))
         assert isinstance(outs, tuple)
-        assert model.out_strides == (4, 8, 16, 32)
-        for out, c, stride in zip(
-            outs, channels, model.out_strides, strict=True
-        ):
-            expected = (2, c, *(math.ceil(x / stride) for x in size))
+        # The stem of PoolFormer pads less than half its kernel.
+        whole = [(x + 1) // 4 * 4 for x in size] if 'poolf' in name else size
+        for out, c, stride in zip(outs, channels, strides, strict=True):
+            expected = (2, c, *(math.ceil(x / stride) for x in whole))
             assert tuple(out.shape) == expected
             assert out.is_contiguous()
             assert out.isfinite().all()
@@ -116,7 +139,7 @@ def test_levels_and_gradients(name):
         assert p.grad.isfinite().all(), key
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize('name', SMALL)
 def test_with_cp_gives_the_same_gradients_for_less_memory(name):
     image = torch.rand(2, 3, 64, 64)
     grads, saved = [], []
@@ -141,7 +164,13 @@ def test_with_cp_gives_the_same_gradients_for_less_memory(name):
     assert saved[1] < 0.6 * saved[0]
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize('name', ['poolformer_s12', 'van_tiny'])
+def test_with_cp_is_refused_where_there_is_none(name):
+    with pytest.raises(TypeError, match='with_cp'):
+        build(name, with_cp=True)
+
+
+@pytest.mark.parametrize('name', SMALL)
 def test_frozen_stages_are_what_their_level_needs(name):
     model = build(name)
     names = [key for key, _ in model.named_parameters()]
@@ -174,7 +203,7 @@ def test_frozen_stages_are_what_their_level_needs(name):
 
 @pytest.mark.parametrize(
     ('out_indices', 'levels'),
-    [(3, [3]), (-1, [3]), ((0, -1), [0, 3]), ((0, 1), [0, 1]), ([2], [2])],
+    [(-1, [3]), ((0, -1), [0, 3]), ((0, 1), [0, 1]), ([2], [2])],
 )
 @pytest.mark.parametrize('name', ['mobilevitv2_100', 'efficientformerv2_s0'])
 def test_out_indices(name, out_indices, levels):
@@ -195,7 +224,7 @@ def test_out_indices(name, out_indices, levels):
 
 
 def test_options():
-    model = build('mobilenetv2_100', norm_eval=True, in_channels=4).train()
+    model = build('mobilenetv2-100', norm_eval=True, in_channels=4).train()
     assert model.training
     norms = [m for m in model.modules() if hasattr(m, 'running_mean')]
     assert norms
@@ -257,10 +286,20 @@ def test_unknown_arguments_are_refused():
 def test_any_timm_model_that_has_a_pyramid():
     """One that drops rows, and one that counts its features otherwise."""
     for name in 'convnext_atto', 'efficientnet_b0':
-        model = build(name)
+        model = TimmPyramid(name)
         for i, out in enumerate(model(torch.rand(2, 3, 50, 70))):
             size = (math.ceil(50 / 2 ** (i + 2)), math.ceil(70 / 2 ** (i + 2)))
             assert out.shape[2:] == size
+
+
+def test_synchronised_batch_norms_still_activate():
+    model = randomise(build('mobilenetv2_100')).eval()
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(image)
+        for convert in convert_sync_batchnorm, revert_sync_batchnorm:
+            model = convert(model).eval()
+            assert_close(model(image), expected)
 
 
 def test_init_weights_leaves_the_weights_of_timm():
@@ -436,7 +475,7 @@ def test_efficientformer_compiles_and_copies(name):
 
 def load(name, path, **options):
     init_cfg = dict(type='Pretrained', checkpoint=str(path))
-    model = build(name, init_cfg=init_cfg, **options)
+    model = TimmPyramid(name, init_cfg=init_cfg, **options)
     model.init_weights()
     return model.eval()
 
@@ -447,7 +486,7 @@ def assert_loaded(model, weights):
         assert torch.equal(value, weights[key]), key
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize('name', SMALL)
 def test_a_classifier_of_timm_loads_completely(name, tmp_path):
     library = randomise(timm.create_model(name)).eval()
     torch.save(library.state_dict(), tmp_path / 'c.pth')
@@ -470,7 +509,7 @@ def source(request):
     return request.param, randomise(timm.create_model(request.param))
 
 
-@pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.', 'ours'])
+@pytest.mark.parametrize('prefix', ['module.', 'backbone.', 'ours'])
 def test_wrapped_weights(source, prefix, tmp_path):
     name, library = source
     weights = library.state_dict()
@@ -535,3 +574,113 @@ def test_weights_that_do_not_fit(tmp_path):
     torch.save({**weights, 'neck.weight': torch.ones(1)}, path)
     with pytest.raises(CheckpointError, match='model has no neck.weight'):
         load('repvit_m0_9', path)
+
+
+# In our tasks.
+
+ROOT = Path(__file__).parents[1]
+FPN = str(ROOT / 'configs/seg/fpn_efficientmod_s_ade20k.py')
+MASK_RCNN = str(ROOT / 'configs/det/mask_rcnn_efficientmod_s_fpn_1x_coco.py')
+CAFFE = 'mmdet::mask_rcnn/mask-rcnn_r50-caffe_fpn_1x_coco.py'
+RESNET = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
+
+
+@pytest.fixture
+def free_models():
+    """Whole detectors refer to themselves, and would pile up."""
+    yield
+    gc.collect()
+
+
+def swap(config, name, **kwargs):
+    return swap_backbone(load_config(config), name, **kwargs)
+
+
+# One task of a family has to do for a quick look.
+DETECT = {
+    'mobilevitv2_100', 'efficientformerv2_s0', 'repvit_m0_9', 'poolformer_s12',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('name', 'config'),
+    [
+        pytest.param(
+            name,
+            config,
+            marks=() if name in fast else pytest.mark.slow,
+            id=f'{task}-{name}',
+        )
+        for task, config, fast in (
+            ('fpn', FPN, {*FAMILIES} - DETECT),
+            ('mask_rcnn', MASK_RCNN, DETECT),
+        )
+        for name in FIGURES
+    ],
+)
+def test_trains_and_predicts(name, config, free_models):
+    fewer = {
+        'model.train_cfg.rpn_proposal.max_per_img': 50,
+        'model.train_cfg.rcnn.sampler.num': 32,
+        'model.test_cfg.rpn.max_per_img': 50,
+    }
+    logs, grads, predictions = stock.train_step_and_predict(
+        config, name, fewer if config == MASK_RCNN else None
+    )
+    for key, value in logs.items():
+        assert torch.isfinite(torch.as_tensor(value)).all(), key
+    assert len(grads) > 40
+    for key, grad in grads.items():
+        assert grad is not None, key
+        assert torch.isfinite(grad).all(), key
+    assert len(predictions) == 2
+
+
+@pytest.mark.parametrize('name', ['focalnet_tiny_lrf', 'poolformer_s12'])
+def test_classifies(name, free_models):
+    cfg = swap(RESNET, name)
+    assert cfg.model.head.in_channels == FIGURES[name][0][-1]
+    logs, grads, predictions = stock.train_step_and_predict(RESNET, name)
+    assert logs['loss'].isfinite()
+    for key, grad in grads.items():
+        assert grad is not None, key
+    assert len(predictions) == 2
+    normed = any(key.startswith('backbone.timm_model.norm') for key in grads)
+    assert normed == (name == 'focalnet_tiny_lrf')
+
+
+def test_images_are_as_the_weights_expect():
+    for config in CAFFE, MASK_RCNN:
+        inputs = swap(config, 'mobilevit-s').model.data_preprocessor
+        assert (inputs.mean, inputs.std) == ([0.0] * 3, [255.0] * 3)
+        assert inputs.bgr_to_rgb is True
+    inputs = swap(RESNET, 'mobilevit_s').data_preprocessor
+    assert inputs.std == [255.0] * 3
+    ours = load_config(MASK_RCNN).model.data_preprocessor
+    for name in 'repvit_m1_1', 'van_tiny':
+        inputs = swap(CAFFE, name).model.data_preprocessor
+        assert (inputs.mean, inputs.std) == (ours.mean, ours.std)
+        assert inputs.bgr_to_rgb is True
+
+
+def test_what_a_backbone_was_told(tmp_path):
+    """Weights of timm, and what makes sense with them."""
+    library = randomise(timm.create_model('repvit_m0_9'))
+    torch.save(library.state_dict(), tmp_path / 'c.pth')
+    stock_config = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
+    cfg = swap(stock_config, 'repvit_m0_9', pretrained=tmp_path / 'c.pth')
+    assert cfg.model.backbone.frozen_stages == 1
+    assert cfg.model.backbone.norm_eval is True
+    model = stock.build(cfg).train()
+    assert_loaded(model.backbone, library.state_dict())
+    assert not model.backbone.timm_model.stages[0].training
+    assert model.backbone.timm_model.stages[1].training
+    # VAN counts its stages otherwise.
+    torch.save(build('van_tiny').state_dict(), tmp_path / 'c.pth')
+    cfg = swap(stock_config, 'van_tiny', pretrained=tmp_path / 'c.pth')
+    assert 'frozen_stages' not in cfg.model.backbone
+    assert cfg.model.backbone.norm_eval is True
+    (tmp_path / 'c.pth').write_bytes(b'')
+    cfg = swap(stock_config, 'repvit_m0_9', pretrained=tmp_path / 'c.pth')
+    with pytest.raises(CheckpointError, match='cannot be read'):
+        stock.build(cfg)

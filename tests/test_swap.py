@@ -15,11 +15,11 @@ from mmefficientmod import EfficientMod, swap_backbone
 from mmefficientmod.config import ConfigError, load_config
 from mmefficientmod.models.backbones.efficientmod import ARCHS
 from mmefficientmod.swap import (
-    BACKBONES,
     backbone_name,
     resolve_backbone,
     set_pretrained,
 )
+from mmefficientmod.zoo import BACKBONES
 
 MASK_RCNN = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
 CAFFE = 'mmdet::mask_rcnn/mask-rcnn_r50-caffe_fpn_1x_coco.py'
@@ -617,7 +617,8 @@ def test_options_in_the_dict_win():
     ('backbone', 'message'),
     [
         ('efficientmod_m', 'did you mean efficientmod_'),
-        ('resnet50', 'no backbone is called'),
+        ('alexnet', 'no backbone is called'),
+        ('resnet51', 'did you mean resnet50'),
         (dict(arch='s'), 'neither a name nor a dict'),
         ('dict(type=ResNet)', 'cannot be read'),
         ('{1, 2', 'cannot be read'),

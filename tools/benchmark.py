@@ -32,7 +32,7 @@ from mmefficientmod.benchmark.results import Result, Results, machine
 from mmefficientmod.benchmark.work import DTYPES, MODES, Case
 from mmefficientmod.complexity import input_size
 from mmefficientmod.config import ConfigError, load_config
-from mmefficientmod.swap import BACKBONES
+from mmefficientmod.zoo import BACKBONES
 
 # Outputs that should be equal may differ by this much, in fp32.
 TOLERANCE = 1e-5

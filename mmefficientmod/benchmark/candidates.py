@@ -37,11 +37,11 @@ from mmefficientmod.models.backbones.efficientmod import (
 )
 from mmefficientmod.probe import class_of
 from mmefficientmod.swap import (
-    BACKBONES,
     parse_dict,
     resolve_backbone,
     swap_backbone,
 )
+from mmefficientmod.zoo import BACKBONES
 
 # Whole models into which a backbone goes by a short name, and what they are
 # run on by default: batch, height, width.
@@ -146,7 +146,7 @@ def find_candidate(spec: str, within: str | None = None) -> Candidate:
     """What a name means.
 
     Args:
-        spec: A name of :data:`~mmefficientmod.swap.BACKBONES`;
+        spec: A name of :data:`~mmefficientmod.zoo.BACKBONES`;
             ``timm:NAME``; ``official:PATH:NAME`` for the authors' file and a
             variant; ``FILE.py:CLASS`` or ``FILE.py:CLASS(key=value)``; the
             dict of a registered backbone; or a config.

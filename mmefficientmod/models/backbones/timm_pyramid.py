@@ -163,18 +163,25 @@ class TimmPyramid(Foldable, BaseModule):
         self._freeze_stages()
 
     @staticmethod
-    def normalisation(model_name: str) -> dict[str, list[float]]:
-        """What the weights of a model of timm expect of the image.
+    def normalisation(
+        backbone: Mapping[str, Any],
+    ) -> dict[str, list[float]]:
+        """What the weights of such a backbone expect of the image.
 
         Args:
-            model_name: Its name, whose tag counts.
+            backbone: Its dict. The tag of weights counts, if it names one.
 
         Returns:
             ``mean`` and ``std`` of the channels, RGB, 0 to 255.
         """
-        from timm import get_pretrained_cfg
+        from timm.models import PretrainedCfg, get_pretrained_cfg
 
-        weights = get_pretrained_cfg(model_name)
+        init_cfg = pretrained_part(backbone.get('init_cfg')) or {}
+        name = name_in_hub(
+            backbone['model_name'], str(init_cfg.get('checkpoint'))
+        )
+        weights = get_pretrained_cfg(name or backbone['model_name'])
+        weights = weights or PretrainedCfg()  # as timm does
         return {
             key: [round(255 * x, 6) for x in getattr(weights, key)]
             for key in ('mean', 'std')
@@ -222,12 +229,9 @@ class TimmPyramid(Foldable, BaseModule):
 
     def _read_weights(self, source: str, map_location: str) -> Any:
         """What a file holds, or timm's hub for ``timm`` and ``timm:TAG``."""
-        kind, _, tag = source.partition(':')
-        if kind != 'timm':
+        name = name_in_hub(self.model_name, source)
+        if name is None:
             return read_checkpoint(source, map_location)
-        name = self.model_name
-        if tag:
-            name = f'{name.partition(".")[0]}.{tag}'
         try:
             model = create_model(name, dict(self._options, pretrained=True))
         except Exception as error:  # of timm, the hub's client or the network
@@ -295,6 +299,7 @@ class TimmPyramid(Foldable, BaseModule):
         Raises:
             RuntimeError: For training after :meth:`switch_to_deploy`.
         """
+        restore_activations(self.timm_model)
         super().train(mode)
         self._freeze_stages()
         if mode and self.norm_eval:
@@ -337,6 +342,19 @@ class TimmPyramid(Foldable, BaseModule):
         finally:
             self.timm_model.train()
         return 1  # made for one size, as it says itself for any other
+
+
+def name_in_hub(model_name: str, source: str) -> str | None:
+    """What timm calls the weights ``timm`` or ``timm:TAG``; None for others.
+
+    Args:
+        model_name: A name of timm.
+        source: Where weights are to be taken from.
+    """
+    kind, _, tag = source.partition(':')
+    if kind != 'timm':
+        return None
+    return f'{model_name.partition(".")[0]}.{tag}' if tag else model_name
 
 
 def flat(name: str) -> str:
@@ -421,6 +439,24 @@ def enable_checkpointing(model: nn.Module, name: str) -> None:
             f'{name} of timm cannot recompute its activations: leave with_cp '
             'out'
         ) from None
+
+
+def restore_activations(model: nn.Module) -> None:
+    """Undo what MMEngine's ``sync_bn`` does to batch norms of timm.
+
+    Some of timm's activate as well. Converted to synchronised ones, or back,
+    they hold their activation and do not call it any more.
+    """
+    from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
+
+    for module in model.modules():
+        converted = not type(module).__module__.startswith('timm.')
+        holds = isinstance(module, _BatchNorm) and hasattr(module, 'act')
+        if converted and holds:
+            synchronised = isinstance(module, nn.SyncBatchNorm)
+            module.__class__ = (
+                SyncBatchNormAct if synchronised else BatchNormAct2d
+            )
 
 
 def modules_up_to(
