@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmefficientmod.models import TimmPyramid
-from mmefficientmod.models.backbones.efficientmod import ARCHS
+from mmefficientmod.models.backbones import edgevit, efficientmod
 from mmefficientmod.probe import class_of, is_ours
 
 # Names of timm's own.
@@ -27,7 +27,15 @@ BACKBONES: dict[str, dict[str, Any]] = {
         f'efficientmod_{arch}': dict(
             type='mmefficientmod.EfficientMod', arch=arch
         )
-        for arch in ARCHS
+        for arch in efficientmod.ARCHS
+    },
+    **{
+        arch: dict(type='mmefficientmod.EfficientMod', arch=arch)
+        for arch in efficientmod.MBCONV_ARCHS
+    },
+    **{
+        f'edgevit_{arch}': dict(type='mmefficientmod.EdgeViT', arch=arch)
+        for arch in edgevit.ARCHS
     },
     **{
         name: dict(type='mmefficientmod.TimmPyramid', model_name=name)
