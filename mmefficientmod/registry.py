@@ -4,6 +4,8 @@ MMEngine imports this module by itself when a config names a type with the
 prefix ``mmefficientmod.``, whatever toolbox the config belongs to.
 """
 
+from importlib import import_module
+
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -14,7 +16,25 @@ from mmengine.registry import Registry
 
 __all__ = ['HOOKS', 'METRICS', 'MODELS', 'OPTIM_WRAPPER_CONSTRUCTORS']
 
-MODELS = Registry(
+# Models that a toolbox is needed for, which may not be installed.
+DISTILL = 'mmefficientmod.models.distill'
+NEED_A_TOOLBOX = {
+    'DistilledClassifier': f'{DISTILL}.classifier',
+}
+
+
+class ModelRegistry(Registry):
+    """A registry that imports what needs a toolbox when it is asked for."""
+
+    def get(self, key: str) -> type | None:
+        """The class of that name."""
+        name = key.removeprefix(f'{self.scope}.')
+        if name in NEED_A_TOOLBOX:
+            import_module(NEED_A_TOOLBOX[name])
+        return super().get(key)
+
+
+MODELS = ModelRegistry(
     'model',
     parent=MMENGINE_MODELS,
     scope='mmefficientmod',

@@ -556,7 +556,8 @@ def test_timm(place):
 def test_top1_comes_from_the_model_index():
     top1 = published_top1()
     assert top1['efficientmod_s_in1k'] == 81.0
-    assert len(top1) == 4
+    assert top1['efficientmod_s_distill_in1k'] == 81.9
+    assert len(top1) == 8
     assert find_candidate('efficientmod_s').index_name in top1
 
 

@@ -35,7 +35,7 @@ VARIANTS = ('xxs', 'xs', 's', 's_conv')
 NAMES = {
     'seg': r'fpn_efficientmod_(\w+)_ade20k',
     'det': r'(?:mask_rcnn|retinanet)_efficientmod_(\w+)_fpn_1x_coco',
-    'cls': r'efficientmod_(\w+)_in1k',
+    'cls': r'efficientmod_(\w+?)(?:_distill)?_in1k',
 }
 SCOPES = dict(seg='mmseg', det='mmdet', cls='mmpretrain')
 
@@ -47,6 +47,7 @@ SCOPES = dict(seg='mmseg', det='mmdet', cls='mmpretrain')
         ('det', 'mask_rcnn_efficientmod_{}_fpn_1x_coco', VARIANTS),
         ('det', 'retinanet_efficientmod_{}_fpn_1x_coco', ('s', 's_conv')),
         ('cls', 'efficientmod_{}_in1k', VARIANTS),
+        ('cls', 'efficientmod_{}_distill_in1k', VARIANTS),
     ],
 )
 def test_there_is_a_config_for_each_variant(task, name, variants):
@@ -120,6 +121,19 @@ def test_detection_changes_backbone_and_optimizer_alone(path):
     stock.model.neck.in_channels = cfg.model.neck.in_channels
     stock.custom_imports = cfg.custom_imports
     assert without_scope(cfg.to_dict()) == without_scope(stock.to_dict())
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_distillation_changes_the_model_alone(variant):
+    plain, cfg = (
+        Config.fromfile(ROOT / f'configs/cls/efficientmod_{name}_in1k.py')
+        for name in (variant, f'{variant}_distill')
+    )
+    assert cfg.model.pop('type') == 'mmefficientmod.DistilledClassifier'
+    assert cfg.model.pop('distill') == dict(mode='soft', tau=1.0, alpha=0.9)
+    assert cfg.model.pop('teacher') == dict(model='timm:regnety_160.deit_in1k')
+    del plain.model.type
+    assert cfg.to_dict() == plain.to_dict()
 
 
 @pytest.mark.parametrize(

@@ -241,6 +241,19 @@ def test_mini_of_classification(mini_root):
     assert (warm_up['end'], cosine['end']) == (2, 20)
 
 
+def test_mini_has_no_teacher_to_download(mini_root):
+    distilled = CLS.replace('_in1k', '_distill_in1k')
+    cfg = load_config(distilled)
+    apply_mini(cfg, str(mini_root))
+    assert cfg.model.teacher.checkpoint == 'random'
+    assert cfg.model.teacher.size is None
+    own = dict(model='timm:resnet18', checkpoint='own.pth')
+    cfg = load_config(distilled)
+    cfg.model.teacher = dict(own)
+    apply_mini(cfg, str(mini_root))
+    assert cfg.model.teacher == own
+
+
 def test_mini_of_a_stock_config_that_counts_epochs(mini_root):
     cfg = load_config('mmpretrain::convnext/convnext-tiny_32xb128_in1k.py')
     apply_mini(cfg, str(mini_root))

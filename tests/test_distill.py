@@ -1,21 +1,31 @@
 """Distillation: the loss, the teacher, and the models that learn from one."""
 
 import copy
+import json
 import math
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 from huggingface_hub import constants as hub
-from mmengine.model import BaseDataPreprocessor, ImgDataPreprocessor
+from mmengine.model import (
+    BaseDataPreprocessor,
+    ExponentialMovingAverage,
+    ImgDataPreprocessor,
+    convert_sync_batchnorm,
+)
+from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.testing import assert_close
 
 from mmefficientmod.checkpoint import CheckpointError
 from mmefficientmod.cli import import_toolbox
-from mmefficientmod.config import ConfigError
+from mmefficientmod.config import ConfigError, load_config
 from mmefficientmod.models.distill import Distillation, Teacher
 from mmefficientmod.models.distill.teacher import DEIT_TEACHER
 
@@ -414,3 +424,326 @@ def test_teachers_that_cannot_be(
 def test_bad_teachers_are_refused_at_once(student, options, message):
     with pytest.raises(ValueError, match=message):
         Teacher(**options, student=student)
+
+
+# ------------------------------------------------------------ the classifier
+
+
+@pytest.fixture
+def teacher(resnet):
+    """Arguments of a teacher with its file."""
+    return dict(model='timm:test_resnet', checkpoint=resnet[1], size=None)
+
+
+def distilled(teacher, distill=None, **changes):
+    torch.manual_seed(0)
+    cfg = classifier(
+        **changes,
+        type='mmefficientmod.DistilledClassifier',
+        teacher=teacher,
+        distill=distill,
+    )
+    model = build(cfg)
+    model.init_weights()
+    return model.train()
+
+
+MIXED = dict(
+    augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]
+)
+
+
+def batch(model):
+    """Four images and their labels, as a loader gives them."""
+    from mmpretrain.structures import DataSample
+
+    images = torch.cat([pixels((32, 32)), pixels((32, 32), seed=1)])
+    samples = [DataSample().set_gt_label(i) for i in range(4)]
+    return dict(inputs=images, data_samples=samples)
+
+
+@pytest.mark.parametrize('augments', [None, MIXED], ids=['plain', 'mixed'])
+@pytest.mark.parametrize(
+    'distill',
+    [None, dict(tau=3.0, alpha=0.5), dict(mode='hard', alpha=0.5)],
+    ids=['default', 'soft', 'hard'],
+)
+def test_losses_of_a_classifier(resnet, teacher, distill, augments):
+    model = distilled(teacher, distill, train_cfg=augments)
+    data = model.data_preprocessor(batch(model), True)
+    losses = model(**data, mode='loss')
+    assert losses.keys() == {'loss_cls', 'loss_distill'}
+    total, log = model.parse_losses(losses)
+    assert list(log) == ['loss', 'loss_cls', 'loss_distill']
+
+    # From the parts, by the default settings where none are given.
+    options = dict(mode='soft', tau=1.0, alpha=0.9) | (distill or {})
+    alpha = options['alpha']
+    inputs = data['inputs']
+    logits = model(inputs, mode='tensor')
+    mean, std = (
+        torch.tensor(IMAGENET[x]).view(3, 1, 1) for x in ('mean', 'std')
+    )
+    with torch.no_grad():
+        targets = resnet[0]((inputs * std + mean - 127.5) / 127.5)
+    expected = by_hand(
+        logits.tolist(), targets.tolist(), options['mode'], options['tau']
+    )
+    found = log['loss_distill'].item()
+    assert found == pytest.approx(alpha * expected, rel=1e-3)
+    if augments:
+        scores = torch.stack([x.gt_score for x in data['data_samples']])
+        assert ((scores > 0).sum(1) == 2).any()
+    else:
+        scores = torch.cat([x.gt_label for x in data['data_samples']])
+    base = nn.functional.cross_entropy(logits, scores)
+    assert log['loss_cls'].item() == pytest.approx((1 - alpha) * base.item())
+    assert total == log['loss_cls'] + log['loss_distill']
+
+
+def test_both_see_the_same_mixed_images(teacher):
+    model = distilled(teacher, train_cfg=MIXED)
+    data = model.data_preprocessor(batch(model), True)
+    seen = []
+    watched = model.backbone, model.teacher._build()
+    model.teacher.network = watched[1]
+    for module in watched:
+        module.register_forward_pre_hook(
+            lambda module, args: seen.append(args[0])
+        )
+    model(**data, mode='loss')
+    assert len(seen) == 2
+    assert seen[0] is seen[1] is data['inputs']
+
+
+def test_the_student_alone_learns(teacher):
+    model = distilled(teacher)
+    losses = model.loss(**model.data_preprocessor(batch(model), True))
+    losses['loss_distill'].backward()
+    network = model.teacher.network
+    assert all(p.grad is not None for p in model.parameters())
+    assert all(p.grad is None for p in network.parameters())
+
+    before, theirs = copy.deepcopy((model.state_dict(), network.state_dict()))
+    optimizer = torch.optim.SGD(model.train().parameters(), lr=0.1)
+    model.train_step(batch(model), OptimWrapper(optimizer))
+    after = model.state_dict()
+    changed = {k for k in before if not torch.equal(after[k], before[k])}
+    assert {'backbone.stem.proj.weight', 'head.fc.weight'} <= changed
+    assert not any(m.training for m in network.modules())
+    assert_close(network.state_dict(), theirs, rtol=0, atol=0)
+
+
+def test_the_teacher_is_in_nothing_that_is_made_of_the_student(teacher):
+    plain = build(classifier())
+    model = distilled(teacher)
+    model.loss(**model.data_preprocessor(batch(model), True))
+    assert model.teacher.network is not None
+    names = [name for name, _ in plain.named_parameters()]
+    average = ExponentialMovingAverage(model)
+    assert average.module.teacher.network is None
+    for student in model, average.module, copy.deepcopy(model):
+        assert [name for name, _ in student.named_parameters()] == names
+        assert list(student.state_dict()) == list(plain.state_dict())
+        buffers = [name for name, _ in student.named_buffers()]
+        assert buffers == [name for name, _ in plain.named_buffers()]
+    kinds = {type(m) for m in convert_sync_batchnorm(model).modules()}
+    assert nn.SyncBatchNorm not in kinds
+    assert len(pickle.dumps(model)) < 1.2 * len(pickle.dumps(plain))
+    assert {p.dtype for p in model.half().teacher.network.parameters()} == {
+        torch.float32
+    }
+
+
+def test_checkpoints_go_both_ways(teacher):
+    plain, model = build(classifier()), distilled(teacher)
+    plain.load_state_dict(model.state_dict(), strict=True)
+    images = torch.randn(2, 3, 32, 32)
+    model.eval()
+    plain.eval()
+    assert_close(model(images), plain(images), rtol=0, atol=0)
+    scores = [m.predict(images)[0].pred_score for m in (model, plain)]
+    assert_close(*scores, rtol=0, atol=0)
+    assert model.teacher.network is None  # which testing has no use for
+    model.load_state_dict(build(classifier()).state_dict(), strict=True)
+
+
+def test_weights_start_as_without_a_teacher(teacher):
+    model = distilled(teacher)
+    torch.manual_seed(0)
+    plain = build(classifier())
+    plain.init_weights()
+    assert_close(dict(model.state_dict()), dict(plain.state_dict()))
+
+
+def test_a_head_is_asked_once(teacher):
+    """Its dropout would differ the second time."""
+    model = distilled(
+        teacher,
+        head=dict(
+            type='StackedLinearClsHead',
+            num_classes=CLASSES,
+            in_channels=32,
+            mid_channels=[16],
+            dropout_rate=0.5,
+            topk=(1,),
+            cal_acc=True,
+        ),
+    )
+    asked = []
+    model.head.register_forward_hook(lambda *args: asked.append(args[-1]))
+    losses = model.loss(**model.data_preprocessor(batch(model), True))
+    assert len(asked) == 1
+    assert losses.keys() == {'loss_cls', 'loss_distill', 'accuracy_top-1'}
+    assert len(model.head._forward_hooks) == 1  # that of this test
+
+
+def test_autocast_trains(teacher):
+    model = distilled(teacher)
+    data = model.data_preprocessor(batch(model), True)
+    expected = model.parse_losses(model.loss(**data))[0]
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        losses = model.loss(**data)
+    loss = model.parse_losses(losses)[0]
+    loss.backward()
+    assert losses['loss_distill'].dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=0.05)
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_students_and_teachers_that_do_not_go_together(teacher):
+    with pytest.raises(ConfigError, match='head MultiLabelLinearClsHead'):
+        distilled(
+            teacher,
+            head=dict(
+                type='MultiLabelLinearClsHead',
+                num_classes=CLASSES,
+                in_channels=32,
+            ),
+        )
+    model = distilled(dict(model=classifier(), checkpoint='random'))
+    model.head.fc = nn.Linear(32, 7)
+    with (
+        DefaultScope.overwrite_default_scope('mmpretrain'),
+        pytest.raises(ConfigError, match='has 5 classes and the student 7'),
+    ):
+        model.loss(**model.data_preprocessor(batch(model), True))
+    with pytest.raises(TypeError, match="argument 'ckpt'"):
+        distilled(dict(ckpt='x.pth'))
+    with pytest.raises(TypeError, match="argument 'temperature'"):
+        distilled(teacher, dict(temperature=2))
+    with pytest.raises(TypeError, match="argument 'bakcbone'"):
+        distilled(teacher, bakcbone=None)
+
+
+def test_a_head_with_several_ratings_is_refused(teacher):
+    model = distilled(teacher)
+
+    class Pair(type(model.head)):
+        def forward(self, feats):
+            logits = super().forward(feats)
+            return [logits, logits]
+
+        def _get_loss(self, cls_score, data_samples):
+            return super()._get_loss(cls_score[0], data_samples)
+
+    model.head.__class__ = Pair
+    with pytest.raises(ConfigError, match='Pair, which gives no single'):
+        model.loss(**model.data_preprocessor(batch(model), True))
+
+
+def test_toolboxes_may_be_missing():
+    """Nothing needs them but the two models, which an error says."""
+    code = """
+import sys
+sys.modules.update(mmpretrain=None, timm=None)
+import mmefficientmod
+import mmefficientmod.models.distill
+from mmengine.registry import MODELS
+assert MODELS.get('mmefficientmod.EfficientMod')
+for kind, toolbox in [('Classifier', 'mmpretrain')]:
+    try:
+        MODELS.get(f'mmefficientmod.Distilled{kind}')
+    except ModuleNotFoundError as error:
+        assert toolbox in str(error)
+    else:
+        raise SystemExit(f'{kind} without {toolbox}')
+"""
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
+# ------------------------------------------------------------- the miniature
+
+CONFIG = 'mmefficientmod::cls/efficientmod_{}_in1k.py'
+# Two steps of two images, which mixing takes in pairs.
+FEW = [
+    'train_cfg.max_epochs=1',
+    'train_dataloader.dataset.indices=4',
+    'train_dataloader.batch_size=2',
+    'val_dataloader.dataset.indices=2',
+    'test_dataloader.dataset.indices=2',
+    'default_hooks.logger.interval=1',
+]
+
+
+@pytest.mark.parametrize(
+    'variant',
+    [
+        'xxs',
+        *(
+            pytest.param(v, marks=pytest.mark.slow)
+            for v in ('xs', 's', 's_conv')
+        ),
+    ],
+)
+def test_config_trains_and_is_tested_as_the_plain_one(
+    tool, mini_place, capsys, variant
+):
+    config = CONFIG.format(f'{variant}_distill')
+    options = ['--cfg-options', *FEW]
+    runner = tool('train').main(
+        [config, '--mini', '--work-dir', 'run', *options]
+    )
+    printed = capsys.readouterr().out
+    assert 'The teacher timm:regnety_002 has random weights' in printed
+    assert runner.model.teacher.network is not None
+    (scalars,) = Path('run').glob('*/vis_data/scalars.json')
+    log = json.loads(scalars.read_text().splitlines()[0])
+    parts = log['loss_cls'] + log['loss_distill']
+    assert log['loss'] == pytest.approx(parts, rel=1e-4)
+
+    state = torch.load('run/epoch_1.pth', weights_only=False)
+    plain = CONFIG.format(variant)
+    (names, averaged) = (
+        set(state['state_dict']),
+        {k[7:] for k in state['ema_state_dict'] if k != 'steps'},
+    )
+    argv = ['run/epoch_1.pth', '--mini', *options]
+    metrics = [tool('test').main([c, *argv]) for c in (config, plain)]
+    assert metrics[0] == metrics[1]
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        student = MODELS.build(load_config(plain).model)
+    student.load_state_dict(state['state_dict'], strict=True)
+    assert names == averaged == set(student.state_dict())
+
+
+def test_a_trained_teacher_on_the_miniature(tool, mini_place, capsys):
+    """As README says: by options, as a config and its checkpoint."""
+    config = CONFIG.format('xxs')
+    options = ['--cfg-options', *FEW]
+    tool('train').main([config, '--mini', '--work-dir', 'teacher', *options])
+    options += [
+        f'model.teacher.model={config}',
+        'model.teacher.checkpoint=teacher/epoch_1.pth',
+    ]
+    capsys.readouterr()
+    config = CONFIG.format('xxs_distill')
+    runner = tool('train').main([config, '--mini', *options])
+    printed = capsys.readouterr().out
+    assert 'images as they come' in printed
+    assert 'random weights' not in printed
+    weights = torch.load('teacher/epoch_1.pth', weights_only=False)
+    assert_close(
+        dict(runner.model.teacher.network.model.state_dict()),
+        dict(weights['state_dict']),
+    )

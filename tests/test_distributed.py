@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 SEG = 'mmefficientmod::seg/fpn_efficientmod_xxs_ade20k.py'
 DET = 'mmefficientmod::det/mask_rcnn_efficientmod_xxs_fpn_1x_coco.py'
 CLS = 'mmefficientmod::cls/efficientmod_xxs_in1k.py'
+DISTILLED = 'mmefficientmod::cls/efficientmod_xxs_distill_in1k.py'
 TINY = dict(
     dims=(8, 16, 24, 32),
     depths=(1, 1, 1, 1),
@@ -119,6 +120,7 @@ MEANS = [
         ],
     ),
     pytest.param(CLS, ['model.train_cfg=None'], marks=pytest.mark.slow),
+    (DISTILLED, ['model.train_cfg=None']),
 ]
 
 

@@ -32,12 +32,12 @@ def published():
     """For each config with published results, (task, data set) to metrics."""
     table = {}
     for arch, (plain, distilled) in IMAGENET.items():
-        table[f'efficientmod_{arch}_in1k'] = {
-            ('Image Classification', 'ImageNet-1k'): {
-                'Top 1 Accuracy': plain,
-                'Top 1 Accuracy (distilled)': distilled,
+        for name, top1 in ('', plain), ('_distill', distilled):
+            table[f'efficientmod_{arch}{name}_in1k'] = {
+                ('Image Classification', 'ImageNet-1k'): {
+                    'Top 1 Accuracy': top1
+                }
             }
-        }
     for arch, (box, mask) in COCO.items():
         table[f'mask_rcnn_efficientmod_{arch}_fpn_1x_coco'] = {
             ('Object Detection', 'COCO'): {'box AP': box},
@@ -109,19 +109,21 @@ def test_results_are_the_published_ones_and_say_so():
 
 
 def test_weights_are_where_the_authors_keep_them():
+    # A file for each classifier: distilled, but for s_conv.
+    without = {
+        f'efficientmod_{arch}_in1k'
+        for arch in ('xxs', 'xs', 's', 's_conv_distill')
+    }
     for name, model in entries().items():
         assert 'Weights' not in model
-        assert ('Original Weights' in model) == (name in published())
-        if name in published():
+        has_weights = name in published() and name not in without
+        assert ('Original Weights' in model) == has_weights
+        if has_weights:
             assert model['Original Weights']['Page'] == PAGE
-    distilled = {
-        name: 'with distillation' in model['Original Weights']['Note']
-        for name, model in entries().items()
-        if name.endswith('_in1k')
-    }
-    assert [name for name, yes in distilled.items() if not yes] == [
-        'efficientmod_s_conv_in1k'
-    ]
+        if has_weights and name.endswith('_in1k'):
+            how = 'with' if '_distill_' in name else 'without'
+            note = model['Original Weights']['Note']
+            assert note == f'trained {how} distillation'
     for file in metafiles():
         urls = set(re.findall(r'https?://\S+', (ROOT / file).read_text()))
         assert urls == {PAGE, 'https://arxiv.org/abs/2403.19963'}
@@ -152,9 +154,14 @@ def test_mmpretrain_gets_a_classifier_by_its_name(monkeypatch):
     monkeypatch.setattr(hub, '_models_dict', known)
     hub.register_model_index(ROOT / 'model-index.yml', ROOT)
     names = api.list_models('efficientmod_*_in1k')
-    assert names == sorted(f'efficientmod_{arch}_in1k' for arch in IMAGENET)
-    model = api.get_model('efficientmod_xxs_in1k')
-    assert model.backbone.out_channels == (256,)
+    assert names == sorted(
+        f'efficientmod_{arch}{kind}_in1k'
+        for arch in IMAGENET
+        for kind in ('', '_distill')
+    )
+    for kind in ('', '_distill'):
+        model = api.get_model(f'efficientmod_xxs{kind}_in1k')
+        assert model.backbone.out_channels == (256,)
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)

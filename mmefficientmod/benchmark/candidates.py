@@ -410,7 +410,7 @@ def _draw(name: str, like: Tensor) -> Tensor:
 
 
 def published_top1() -> dict[str, float]:
-    """ImageNet top-1 without distillation of the entries in the model index.
+    """Published ImageNet top-1 of the entries in the model index.
 
     Returns:
         Accuracy in per cent by the name of the entry; empty where the

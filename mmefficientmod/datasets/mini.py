@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from mmefficientmod.config import (
     ConfigError,
@@ -26,6 +26,10 @@ from .checks import dataset_dicts
 from .coco_mini import write_coco_mini
 from .imagenet_mini import write_imagenet_mini
 
+# The smallest of the family that the authors' teacher is of.
+STAND_IN_TEACHER = dict(
+    model='timm:regnety_002', checkpoint='random', size=None
+)
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
@@ -108,8 +112,9 @@ def apply_mini(cfg: Config, root: str = 'data/mini') -> None:
 
     Data, image sizes, schedule, batch and workers change, and what goes with
     these: the time over which weights are averaged and, where the miniature
-    says so, the learning rate. The model and the rest of the config stay as
-    they are.
+    says so, the learning rate. A teacher that would be downloaded gives way to
+    a small one with random weights, since it knows nothing of the drawings.
+    The rest of the model and of the config stay as they are.
 
     Args:
         cfg: The config, changed in place.
@@ -133,6 +138,7 @@ def apply_mini(cfg: Config, root: str = 'data/mini') -> None:
                 replace_everywhere(cfg, dataset['data_root'], str(data_root))
             dataset['data_root'] = str(data_root)
     _shrink_sizes(cfg, mini)
+    _stand_in_for_teacher(cfg)
     if cfg.get('train_cfg'):
         _shrink_schedule(cfg, mini)
         cfg.train_dataloader.batch_size = mini.batch_size
@@ -185,6 +191,14 @@ def _shrink_sizes(cfg: Config, mini: Miniature) -> None:
     preprocessor = cfg.model.get('data_preprocessor') or {}
     if is_pair(preprocessor.get('size')):
         preprocessor['size'] = mini.crop_size
+
+
+def _stand_in_for_teacher(cfg: Config) -> None:
+    teacher = cfg.model.get('teacher') or {}
+    if kind_of(cfg.model) == 'DistilledClassifier' and not teacher.get(
+        'checkpoint'
+    ):
+        cfg.model.teacher = ConfigDict(STAND_IN_TEACHER)
 
 
 def _is_side(value: Any) -> bool:

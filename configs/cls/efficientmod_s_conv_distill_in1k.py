@@ -1,0 +1,8 @@
+_base_ = './efficientmod_s_conv_in1k.py'
+
+# The authors' settings; docs/distillation.md.
+model = dict(
+    type='mmefficientmod.DistilledClassifier',
+    teacher=dict(model='timm:regnety_160.deit_in1k'),
+    distill=dict(mode='soft', tau=1.0, alpha=0.9),
+)
