@@ -20,6 +20,7 @@ __all__ = ['HOOKS', 'METRICS', 'MODELS', 'OPTIM_WRAPPER_CONSTRUCTORS']
 DISTILL = 'mmefficientmod.models.distill'
 NEED_A_TOOLBOX = {
     'DistilledClassifier': f'{DISTILL}.classifier',
+    'DistilledSegmentor': f'{DISTILL}.segmentor',
 }
 
 

@@ -25,7 +25,7 @@ from torch.testing import assert_close
 
 from mmefficientmod.checkpoint import CheckpointError
 from mmefficientmod.cli import import_toolbox
-from mmefficientmod.config import ConfigError, load_config
+from mmefficientmod.config import ConfigError, find_config, load_config
 from mmefficientmod.models.distill import Distillation, Teacher
 from mmefficientmod.models.distill.teacher import DEIT_TEACHER
 
@@ -656,12 +656,12 @@ def test_toolboxes_may_be_missing():
     """Nothing needs them but the two models, which an error says."""
     code = """
 import sys
-sys.modules.update(mmpretrain=None, timm=None)
+sys.modules.update(mmpretrain=None, mmseg=None, timm=None)
 import mmefficientmod
 import mmefficientmod.models.distill
 from mmengine.registry import MODELS
 assert MODELS.get('mmefficientmod.EfficientMod')
-for kind, toolbox in [('Classifier', 'mmpretrain')]:
+for kind, toolbox in ('Classifier', 'mmpretrain'), ('Segmentor', 'mmseg'):
     try:
         MODELS.get(f'mmefficientmod.Distilled{kind}')
     except ModuleNotFoundError as error:
@@ -747,3 +747,238 @@ def test_a_trained_teacher_on_the_miniature(tool, mini_place, capsys):
         dict(runner.model.teacher.network.model.state_dict()),
         dict(weights['state_dict']),
     )
+
+
+# ------------------------------------------------------------- the segmentor
+
+NORM = dict(type='BN', requires_grad=True)
+
+
+def segmentor(**changes):
+    """The dict of a small Semantic FPN."""
+    return (
+        dict(
+            type='mmseg.EncoderDecoder',
+            data_preprocessor=dict(
+                type='SegDataPreProcessor',
+                **IMAGENET,
+                bgr_to_rgb=True,
+                size=(32, 48),
+                seg_pad_val=255,
+            ),
+            backbone=dict(type='mmefficientmod.EfficientMod', arch=TINY),
+            neck=dict(
+                type='FPN',
+                in_channels=[8, 16, 24, 32],
+                out_channels=8,
+                num_outs=4,
+            ),
+            decode_head=dict(
+                type='FPNHead',
+                in_channels=[8] * 4,
+                in_index=[0, 1, 2, 3],
+                feature_strides=[4, 8, 16, 32],
+                channels=8,
+                dropout_ratio=0.0,
+                num_classes=CLASSES,
+                norm_cfg=NORM,
+            ),
+            auxiliary_head=dict(
+                type='FCNHead',
+                in_channels=8,
+                in_index=1,
+                channels=8,
+                num_convs=1,
+                dropout_ratio=0.0,
+                num_classes=CLASSES,
+                norm_cfg=NORM,
+            ),
+            test_cfg=dict(mode='whole'),
+        )
+        | changes
+    )
+
+
+@pytest.fixture
+def coarse(tmp_path):
+    """A teacher with logits at stride 8, and the arguments that name it."""
+    cfg = segmentor(auxiliary_head=None)
+    cfg['decode_head'] = dict(
+        segmentor()['auxiliary_head'], concat_input=False
+    )
+    torch.manual_seed(4)
+    model = build(cfg, 'mmseg').eval()
+    for module in model.decode_head.modules():  # else it has no opinion
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight)
+    path = save(model, tmp_path / 'coarse.pth')
+    return model, dict(model=cfg, checkpoint=path)
+
+
+def distilled_segmentor(teacher, distill=None, **changes):
+    torch.manual_seed(0)
+    cfg = segmentor(
+        type='mmefficientmod.DistilledSegmentor',
+        teacher=teacher,
+        distill=distill,
+        **changes,
+    )
+    return build(cfg, 'mmseg').train()
+
+
+def scenes():
+    """Two images, one of them to be padded, with labels for some pixels."""
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    generator = torch.Generator().manual_seed(0)
+    samples, images = [], []
+    for height in (32, 24):
+        label = torch.randint(CLASSES, (1, 8, 12), generator=generator)
+        label[torch.rand(label.shape, generator=generator) < 0.3] = 255
+        # In squares of four pixels, of which each logit sees one.
+        label = label.repeat_interleave(4, 1).repeat_interleave(4, 2)
+        label = label[:, :height]
+        sample = SegDataSample(metainfo=dict(img_shape=(height, 48)))
+        sample.gt_sem_seg = PixelData(data=label)
+        samples.append(sample)
+        images.append(pixels((height, 48), seed=height)[0])
+    return dict(inputs=images, data_samples=samples)
+
+
+@pytest.mark.parametrize(
+    'distill', [dict(tau=2.0, alpha=0.5), dict(mode='hard', alpha=0.75)]
+)
+def test_losses_of_a_segmentor(coarse, distill):
+    model = distilled_segmentor(coarse[1], distill)
+    plain = build(segmentor(), 'mmseg').train()
+    plain.load_state_dict(model.state_dict(), strict=True)
+    data = model.data_preprocessor(scenes(), True)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        losses = model(**data, mode='loss')
+    labels_alone = plain(**data, mode='loss')
+    assert list(losses) == [
+        'decode.loss_ce', 'decode.acc_seg', 'loss_distill', 'aux.loss_ce',
+        'aux.acc_seg',
+    ]  # fmt: skip
+    alpha = distill['alpha']
+    weights = {'decode.loss_ce': 1 - alpha}
+    for name, value in labels_alone.items():
+        assert_close(losses[name], value * weights.get(name, 1))
+
+    # Pixel by pixel, from the parts; a logit stands for 4x4 of them.
+    inputs = data['inputs']
+    with torch.no_grad():
+        targets = coarse[0](inputs, mode='tensor')
+        assert targets.shape[2:] == (4, 6)
+        targets = nn.functional.interpolate(
+            targets, (8, 12), mode='bilinear', align_corners=False
+        )
+    logits = model(inputs, mode='tensor')
+    rows = []
+    for n, sample in enumerate(data['data_samples']):
+        label = sample.gt_sem_seg.data[0]
+        assert label.shape == (32, 48)
+        for y in range(8):
+            for x in range(12):
+                if label[4 * y, 4 * x] != 255:
+                    rows.append((logits[n, :, y, x], targets[n, :, y, x]))
+    assert 20 < len(rows) < 2 * 8 * 12 - 24
+    ours, theirs = (
+        [x.tolist() for x in row] for row in zip(*rows, strict=True)
+    )
+    expected = by_hand(
+        ours, theirs, distill.get('mode', 'soft'), distill.get('tau', 1.0)
+    )
+    found = losses['loss_distill'].item()
+    assert found == pytest.approx(alpha * expected, rel=1e-3)
+    assert found > 0.01
+
+
+def test_the_student_segmentor_alone_learns(coarse):
+    model = distilled_segmentor(coarse[1])
+    plain = build(segmentor(), 'mmseg')
+    assert list(model.state_dict()) == list(plain.state_dict())
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        losses = model.loss(**model.data_preprocessor(scenes(), True))
+    losses['loss_distill'].backward()
+    parts = {
+        n.split('.')[0]
+        for n, p in model.named_parameters()
+        if p.grad is not None
+    }
+    assert parts == {'backbone', 'neck', 'decode_head'}
+    network = model.teacher.network
+    assert not any(m.training for m in network.modules())
+    assert all(p.grad is None for p in network.parameters())
+    plain.load_state_dict(model.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize(
+    ('head', 'message'),
+    [
+        (dict(type='PointHead', in_channels=[8], in_index=[0], channels=8),
+         'PointHead has a loss of its own'),
+        (dict(type='EncHead', in_channels=[8, 8], in_index=[0, 1],
+              channels=8, num_codes=2, norm_cfg=NORM),
+         'EncHead, which gives more than one rating'),
+    ],
+)  # fmt: skip
+def test_heads_that_have_no_single_map_of_logits(coarse, head, message):
+    head = dict(head, num_classes=CLASSES)
+
+    def learn():
+        model = distilled_segmentor(coarse[1], decode_head=head)
+        model.loss(**model.data_preprocessor(scenes(), True))
+
+    with (
+        DefaultScope.overwrite_default_scope('mmseg'),
+        pytest.raises(ConfigError, match=message),
+    ):
+        learn()
+
+
+def test_a_segmentor_needs_a_teacher(coarse):
+    with pytest.raises(TypeError, match="argument: 'teacher'"):
+        build(segmentor(type='mmefficientmod.DistilledSegmentor'), 'mmseg')
+    model = distilled_segmentor(
+        dict(model='timm:test_resnet', checkpoint='random')
+    )
+    with pytest.raises(ConfigError, match=r'no logits \(N, classes, H, W\)'):
+        model.loss(**model.data_preprocessor(scenes(), True))
+
+
+DISTILLED_FPN = """
+_base_ = '{plain}'
+model = dict(
+    type='mmefficientmod.DistilledSegmentor',
+    teacher=dict(model='{plain}', checkpoint='teacher.pth'),
+    distill=dict(alpha=0.5),
+)
+"""
+
+
+def test_semantic_fpn_is_distilled_on_the_miniature(tool, mini_place):
+    plain = find_config('mmefficientmod::seg/fpn_efficientmod_xxs_ade20k.py')
+    cfg = load_config(str(plain))
+    save(build(cfg.model, 'mmseg'), 'teacher.pth')
+    Path('fpn_distill.py').write_text(DISTILLED_FPN.format(plain=plain))
+    options = [
+        '--cfg-options',
+        'train_cfg.max_iters=2',
+        'val_cfg=None',
+        'val_dataloader=None',
+        'val_evaluator=None',
+        'default_hooks.logger.interval=1',
+        'default_hooks.checkpoint.interval=2',
+    ]
+    tool('train').main(
+        ['fpn_distill.py', '--mini', '--work-dir', 'run', *options]
+    )
+    (scalars,) = Path('run').glob('*/vis_data/scalars.json')
+    log = json.loads(scalars.read_text().splitlines()[0])
+    assert log['loss_distill'] > 0
+    parts = log['decode.loss_ce'] + log['loss_distill']
+    assert log['loss'] == pytest.approx(parts, rel=1e-4)
+    weights = torch.load('run/iter_2.pth', weights_only=False)['state_dict']
+    build(cfg.model, 'mmseg').load_state_dict(weights, strict=True)
