@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmefficientmod import EfficientMod
 from mmefficientmod.models.backbones.efficientmod import ModulationMlp
-from mmefficientmod.models.backward import gelu
+from mmefficientmod.models.backward import add_scaled, gelu
 
 
 class Variant(EfficientMod):
@@ -43,7 +43,11 @@ class Variant(EfficientMod):
 
 class _Mlp(ModulationMlp):
     def forward(
-        self, x: Tensor, norm: nn.LayerNorm, gamma: Tensor | None
+        self,
+        x: Tensor,
+        norm: nn.LayerNorm,
+        gamma: Tensor | None,
+        residual: Tensor | None,
     ) -> Tensor:
         """As in ModulationMlp, but layer by layer."""
         x = norm(x)
@@ -51,7 +55,8 @@ class _Mlp(ModulationMlp):
         value = self.fc1(x)
         if self.expand_ratio > 1:
             value = gelu(value)
-        return self.fc2(self.product(value, context)) * gamma
+        x = self.fc2(self.product(value, context))
+        return add_scaled(x, residual, gamma)
 
 
 class Repeat(Variant):
