@@ -43,6 +43,11 @@ from mmefficientmod.zoo import BACKBONES, normalisation
 
 # Arguments of a backbone that say how to train it and not what it is.
 TRAINING_OPTIONS = ('frozen_stages', 'norm_eval', 'with_cp')
+# Of these, what makes sense with weights alone, and what it does without.
+NEED_WEIGHTS = dict(
+    frozen_stages='it would freeze random weights',
+    norm_eval='batch norms would keep mean 0 and variance 1',
+)
 # They make a pyramid of a backbone that has none.
 PYRAMID_MAKERS = ('Feature2Pyramid', 'MultiLevelNeck')
 # They read more of a vision transformer than a map of features.
@@ -544,8 +549,8 @@ def _carry_over(
             reason = f'{kind_of(new)} has no such option'
         elif key == 'norm_eval' and not levels.has_batch_norm:
             reason = f'{kind_of(new)} has no batch norms'
-        elif key == 'frozen_stages' and not (pretrained or _has_weights(new)):
-            reason = 'it would freeze random weights'
+        elif key in NEED_WEIGHTS and not (pretrained or _has_weights(new)):
+            reason = NEED_WEIGHTS[key]
         elif key == 'frozen_stages' and not _count_alike(old, new):
             reason = f'{kind_of(new)} numbers its stages otherwise'
         else:

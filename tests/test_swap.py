@@ -314,6 +314,16 @@ def test_frozen_stages_are_kept_with_weights_only(said, tmp_path):
     assert 'norm_eval' not in backbone
 
 
+def test_batch_norms_are_fixed_with_weights_only(said, tmp_path):
+    resnet = dict(type='ResNet', depth=18)
+    assert 'norm_eval' not in swap(MASK_RCNN, resnet).model.backbone
+    assert reported(said, 'norm_eval=True', 'mean 0 and variance 1')
+    weights = stock.build(swap(MASK_RCNN, resnet)).backbone.state_dict()
+    torch.save(weights, tmp_path / 'r18.pth')
+    kept = swap(MASK_RCNN, resnet, pretrained=tmp_path / 'r18.pth')
+    assert kept.model.backbone.norm_eval is True
+
+
 def test_weights_of_the_old_model_go(said):
     cfg = load_config(UPERNET)
     assert cfg.model.pretrained
