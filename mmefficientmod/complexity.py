@@ -15,7 +15,11 @@ from typing import Any
 
 import torch
 from mmengine.analysis import FlopAnalyzer, parameter_count
-from mmengine.analysis.jit_handles import conv_flop_count, get_shape
+from mmengine.analysis.jit_handles import (
+    conv_flop_count,
+    elementwise_flop_counter,
+    get_shape,
+)
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
@@ -37,7 +41,8 @@ CHEAP = frozenset(
         '_shape_as_tensor', 'abs', 'adaptive_avg_pool1d', 'add', 'addcmul',
         'avg_pool2d', 'clamp_min', 'clone', 'cos', 'cumsum', 'div', 'erf',
         'exp', 'expand_as', 'feature_dropout', 'fill', 'gelu', 'hardsigmoid',
-        'hardswish', 'im2col', 'leaky_relu', 'linspace', 'log', 'log2',
+        'hardswish', 'hardtanh', 'im2col', 'index_select', 'leaky_relu',
+        'linspace', 'log', 'log2',
         'max_pool2d', 'mean', 'meshgrid', 'mul', 'ne', 'neg', 'new_ones',
         'pad', 'pow', 'repeat', 'rsqrt', 'rsub', 'sigmoid', 'silu', 'sin',
         'softmax', 'sort', 'sqrt', 'sub', 'sum', 'tanh', 'topk', 'unflatten',
@@ -177,6 +182,7 @@ def _deform_conv_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
 # What MMEngine's analyser does not know.
 HANDLES = {
     'aten::scaled_dot_product_attention': _attention_flops,
+    'aten::upsample_bicubic2d': elementwise_flop_counter(0, 16),
     'prim::PythonOp.DeformConv2dFunction': _deform_conv_flops,
     'prim::PythonOp.ModulatedDeformConv2dFunction': _deform_conv_flops,
 }
