@@ -118,7 +118,7 @@ def product_linear(
 
 
 def in_parts(
-    function: Callable[..., Tensor], *tensors: Tensor | None, width: int
+    function: Callable[..., Tensor], *tensors: Tensor | None, count: int
 ) -> Tensor:
     """Apply a function of pixels to some of them at a time.
 
@@ -129,13 +129,10 @@ def in_parts(
     Args:
         function: Takes and gives tensors ``(rows, C_i)``, row by row.
         tensors: ``(..., C_i)``, or None.
-        width: Channels of what lies between.
+        count: How many parts; see :func:`count_parts`.
     """
     shape = tensors[0].shape[:-1]
     rows = math.prod(shape)
-    count = rows * width * tensors[0].element_size() // PART_BYTES
-    if count < 2:
-        return function(*tensors)
     step = math.ceil(rows / count)
     flat = [x if x is None else x.flatten(0, -2) for x in tensors]
     outs = [
@@ -219,15 +216,26 @@ def _groups(value: Tensor, context: Tensor) -> Tensor:
     return value.reshape(*context.shape[:-1], groups, context.shape[-1])
 
 
-def can_go_in_parts(x: Tensor, *modules: nn.Module) -> bool:
-    """Whether :func:`in_parts` is of use, and nobody sees the parts."""
-    return (
-        x.device.type == 'cpu'
-        and _may_overwrite()
-        and not is_compiling()
-        and not torch.jit.is_tracing()
-        and all(is_plain(m) for m in modules)
-    )
+def count_parts(x: Tensor, width: int, *modules: nn.Module) -> int:
+    """How many parts :func:`in_parts` is best called with; 1 where it is not.
+
+    Args:
+        x: ``(..., C)``, of as many pixels as are parted.
+        width: Channels of what lies between.
+        modules: What the function calls, that nobody else may see the parts.
+    """
+    if is_compiling() or torch.jit.is_tracing():
+        return 1
+    # The size comes before what takes longer to ask: small images are many.
+    count = x.numel() // x.shape[-1] * width * x.element_size() // PART_BYTES
+    if (
+        count < 2
+        or x.device.type != 'cpu'
+        or not _may_overwrite()
+        or not all(is_plain(m) for m in modules)
+    ):
+        return 1
+    return count
 
 
 def _has_own_backward(*modules: nn.Module) -> bool:

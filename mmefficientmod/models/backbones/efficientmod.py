@@ -33,7 +33,7 @@ from mmefficientmod.models.backbones.pyramid import (
 )
 from mmefficientmod.models.backward import (
     add_scaled,
-    can_go_in_parts,
+    count_parts,
     depthwise_conv,
     gelu,
     gelu_linear,
@@ -194,7 +194,9 @@ class ModulationMlp(nn.Module):
                 value, context, self.fc2, activate, gamma, residual
             )
 
-        if can_go_in_parts(x, self.fc1, self.fc2):
+        width = self.expand_ratio * x.shape[-1]
+        count = count_parts(x, width, self.fc1, self.fc2)
+        if count > 1:
             x = norm(x)
             context = self.context(self.context.f(x))
             return in_parts(
@@ -202,7 +204,7 @@ class ModulationMlp(nn.Module):
                 x,
                 context,
                 residual,
-                width=self.fc1.out_features,
+                count=count,
             )
         # f and fc1 read the same input, but one product for both is slower
         # on a CPU: its two halves are no contiguous memory any more, which
