@@ -27,6 +27,7 @@ from mmefficientmod.checkpoint import (
     select_weights,
 )
 from mmefficientmod.config import ConfigError, kind_of, walk
+from mmefficientmod.models.backbones.timm_pyramid import check_name
 from mmefficientmod.probe import (
     Levels,
     class_of,
@@ -133,8 +134,9 @@ def resolve_backbone(backbone: str | Mapping[str, Any]) -> ConfigDict:
     """The dict of a backbone.
 
     Args:
-        backbone: A name, a dict, or a dict as the command line has it:
-            ``{'type': 'ResNet', ...}`` or ``dict(type='ResNet', ...)``.
+        backbone: A name, ``timm:NAME``, a dict, or a dict as the command line
+            has it: ``{'type': 'ResNet', ...}`` or ``dict(type='ResNet',
+            ...)``.
 
     Raises:
         ConfigError: If there is no such name, or the text is no dict.
@@ -143,6 +145,13 @@ def resolve_backbone(backbone: str | Mapping[str, Any]) -> ConfigDict:
         text = backbone.strip()
         if text.startswith(('{', 'dict(')):
             backbone = parse_dict(text)
+        elif text.startswith('timm:'):
+            name = text.removeprefix('timm:')
+            try:
+                check_name(name)
+            except (ImportError, ValueError) as error:
+                raise ConfigError(str(error)) from error
+            backbone = dict(type='mmefficientmod.TimmPyramid', model_name=name)
         else:
             name = text.replace('-', '_')
             if name not in BACKBONES:
@@ -150,8 +159,9 @@ def resolve_backbone(backbone: str | Mapping[str, Any]) -> ConfigDict:
                 raise ConfigError(
                     f'no backbone is called {backbone!r}'
                     + (f'; did you mean {close[0]}?' if close else '')
-                    + f' The names are {", ".join(BACKBONES)}; any other '
-                    'registered backbone goes as a dict, such as dict(type='
+                    + f' The names are {", ".join(BACKBONES)}; any model of '
+                    'timm is timm:NAME, and any other registered backbone '
+                    'goes as a dict, such as dict(type='
                     "'mmpretrain.MobileNetV2', out_indices=(1, 2, 4, 6))"
                 )
             backbone = BACKBONES[name]
@@ -165,8 +175,12 @@ def resolve_backbone(backbone: str | Mapping[str, Any]) -> ConfigDict:
 
 def backbone_name(backbone: str | Mapping[str, Any]) -> str:
     """A name for folders: the backbone's own, or the type in its dict."""
-    if isinstance(backbone, str) and backbone.replace('-', '_') in BACKBONES:
-        return backbone.replace('-', '_')
+    if isinstance(backbone, str):
+        name = backbone.strip().removeprefix('timm:')
+        if backbone.strip() != name:
+            return name.replace('.', '_')
+        if name.replace('-', '_') in BACKBONES:
+            return name.replace('-', '_')
     return kind_of(resolve_backbone(backbone)).lower()
 
 

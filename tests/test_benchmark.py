@@ -20,14 +20,15 @@ from mmefficientmod.benchmark.candidates import (
     WITHIN,
     find_candidate,
     find_candidates,
-    published_top1,
     weights_key,
 )
 from mmefficientmod.benchmark.measure import PARTS, Row, Settings, measure_case
+from mmefficientmod.benchmark.published import RIVALS, published
 from mmefficientmod.benchmark.results import Result
 from mmefficientmod.benchmark.work import Case, prepare, saved_bytes
 from mmefficientmod.config import ConfigError, find_config
 from mmefficientmod.models.backbones.efficientmod import ModulationMlp
+from mmefficientmod.zoo import BACKBONES
 
 ROOT = Path(__file__).parents[1]
 CASE = Case('infer', 1, 32, 32, 'fp32', 1)
@@ -216,7 +217,9 @@ def test_rows_and_files(run, place, capsys):
             # Training is what saves memory for the way back.
             assert bool(row.memory) == result.case.training
         assert official.ratio_to(official) == 1
-        assert ours.top1 == official.top1 == 76.0
+        assert ours.published == official.published
+        assert ours.published['top1'] == 76.0
+        assert broken.published == {}
         assert broken.error == 'RuntimeError: out of list[luck]'
         assert not broken.times
     assert 'own.py:Broken: RuntimeError: out of list[luck]' in shown
@@ -249,7 +252,7 @@ def test_each_has_the_baseline_of_its_weights(place, timer):
     bases = ['own.py:Derived(arch="xxs")', 'efficientmod_xs']
     timer.plan = [[1, 1], [2, 2], [3, 3], [10, 10], [100, 100]]
     settings = replace(SETTINGS, baselines=bases)
-    rows, _ = measure_case(find_candidates(models + bases), CASE, settings, {})
+    rows, _ = measure_case(find_candidates(models + bases), CASE, settings)
     assert [row.baseline for row in rows] == [*bases, bases[0], *bases]
     assert [row.difference is not None for row in rows] == [
         True, True, False, True, True
@@ -268,7 +271,7 @@ def test_models_take_turns_and_ratios_are_of_rounds(place, timer):
     candidates = find_candidates(['own.py:Tiny', 'own.py:Other'])
     steps = []
     rows, finished = measure_case(
-        candidates, CASE, replace(SETTINGS, rounds=4), {}, steps.append
+        candidates, CASE, replace(SETTINGS, rounds=4), steps.append
     )
     assert finished
     assert timer.turns == [0, 1, 1, 0, 0, 1, 1, 0]
@@ -283,7 +286,7 @@ def test_models_take_turns_and_ratios_are_of_rounds(place, timer):
 def test_who_fails_in_a_round_leaves(place, timer):
     timer.plan = [[1, 1], [1, RuntimeError('CUDA out of memory.\nTried')]]
     candidates = find_candidates(['own.py:Tiny', 'own.py:Other'])
-    (first, second), finished = measure_case(candidates, CASE, SETTINGS, {})
+    (first, second), finished = measure_case(candidates, CASE, SETTINGS)
     assert finished
     assert first.times == [1, 1]
     assert second.times == []
@@ -327,7 +330,6 @@ def test_saved_bytes_under_autocast(place):
         find_candidates(['own.py:Tiny']),
         replace(CASE, mode='train', dtype='bf16'),
         SETTINGS,
-        {},
     )
     # Image, weights and output of the convolution in half of the bytes; the
     # square of the loss and what PyTorch puts beside them comes on top.
@@ -353,7 +355,7 @@ def test_compiled(place, monkeypatch):
     candidates = find_candidates(['own.py:Tiny', 'own.py:Breaking'])
     for mode in ('compile', 'compile-train'):
         case = replace(CASE, mode=mode)
-        (whole, broken), _ = measure_case(candidates, case, SETTINGS, {})
+        (whole, broken), _ = measure_case(candidates, case, SETTINGS)
         assert (whole.error, broken.error) == (None, None)
         assert whole.graph_breaks == 0 < broken.graph_breaks
         assert whole.compared_with == 'own.py:Tiny'
@@ -365,14 +367,14 @@ def test_onnxruntime(place):
     candidates = find_candidates(['efficientmod_xxs', 'own.py:Tiny'])
     settings = replace(SETTINGS, baselines=['efficientmod_xxs'])
     case = replace(CASE, mode='onnxruntime')
-    ours, tiny = measure_case(candidates, case, settings, {})[0]
+    ours, tiny = measure_case(candidates, case, settings)[0]
     if HAS_ORT:
         assert (ours.error, tiny.error) == (None, None)
         assert len(ours.times) == 2
         assert 0 < ours.difference < 1e-5
         assert tiny.compared_with == 'own.py:Tiny'
         case = replace(case, dtype='bf16')
-        ours, _ = measure_case(candidates, case, settings, {})[0]
+        ours, _ = measure_case(candidates, case, settings)[0]
         assert 'runs the exported model in fp32, not bf16' in ours.error
     else:
         assert "pip install 'mmefficientmod[export]'" in ours.error
@@ -389,6 +391,13 @@ def test_deployed_models_are_checked(run):
         run('own.py:Tiny', 'own.py:Misfolded', *argv)
     message = str(stop.value.code)
     assert 'own.py:Misfolded differs from own.py:Misfolded by' in message
+    # Folded, it still has the weights of the authors' module.
+    (result,) = run('own.py:Tiny', 'official:official.py:xxs',
+                    'efficientmod_xxs', '--baseline', 'own.py:Tiny',
+                    'official:xxs', *argv)  # fmt: skip
+    ours = result.rows[2]
+    assert ours.baseline == ours.compared_with == 'official:xxs'
+    assert 0 < ours.difference < 1e-5
 
 
 def test_breakdown(run):
@@ -476,7 +485,7 @@ def test_a_classifier(run):
         (row,) = result.rows
         assert row.error is None
         assert (row.model, row.params) == (name, 4736264)
-        assert row.top1 == 76.0
+        assert row.published == dict(top1=76.0)
 
 
 # ------------------------------------------------------------------- keeping
@@ -546,19 +555,36 @@ def test_every_efficientmod_has_the_same_weights(place):
 
 
 def test_timm(place):
-    candidate = find_candidate('timm:mobilenetv2_100')
-    # Its first level is at stride 2.
-    assert candidate.backbone['out_indices'] == (1, 2, 3, 4)
+    candidate = find_candidate('timm:regnety_004')
+    (row,), _ = measure_case([candidate], CASE, SETTINGS)
+    assert row.error is None
+    assert len(candidate.build()(torch.rand(1, 3, 33, 40))) == 4
     with pytest.raises(ConfigError, match='did you mean .*mobilenetv2_100'):
         find_candidate('timm:mobilenetv2_10')
 
 
-def test_top1_comes_from_the_model_index():
-    top1 = published_top1()
-    assert top1['efficientmod_s_in1k'] == 81.0
-    assert top1['efficientmod_s_distill_in1k'] == 81.9
-    assert len(top1) == 8
-    assert find_candidate('efficientmod_s').index_name in top1
+def test_patterns():
+    found = find_candidates(['mbconv_*', 'efficientmod_s', '*vit_xxs'])
+    names = [candidate.name for candidate in found]
+    assert names == ['mbconv_xs', 'mbconv_s', 'efficientmod_s', 'edgevit_xxs']
+    assert [c.name for c in find_candidates(['*'])] == list(BACKBONES)
+    with pytest.raises(ConfigError, match='none of the names .*repvit_m0_9'):
+        find_candidates(['repvot_*'])
+
+
+def test_published():
+    assert published('efficientmod_s') == dict(
+        top1=81.0, top1_distilled=81.9, miou=46.0, box_ap=43.6
+    )
+    assert published('efficientmod_s_distill_in1k') == dict(
+        top1_distilled=81.9
+    )
+    assert published('repvit_m1_1')['top1_distilled'] == 80.7
+    assert published('mobilenetv2_100') == dict(top1=71.8)
+    assert published(None) == published('own.py:Tiny') == {}
+    # Of each there is something.
+    assert all(map(published, BACKBONES))
+    assert set(RIVALS) < set(BACKBONES)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Measure speed and memory of models side by side, in one run.
 
-A model is one of our names, timm:NAME, official:PATH:NAME (the authors' file
-and a variant), FILE.py:CLASS, the dict of a registered backbone, or a config.
+A model is a name, a pattern of names such as 'repvit_*', timm:NAME,
+official:PATH:NAME (the authors' file and a variant), FILE.py:CLASS, the dict
+of a registered backbone, or a config.
 Models take turns round by round; what fails is a row with the reason.
 """
 
@@ -25,7 +26,6 @@ from mmefficientmod.benchmark.candidates import (
     WITHIN,
     Candidate,
     find_candidates,
-    published_top1,
 )
 from mmefficientmod.benchmark.measure import Settings, measure_case
 from mmefficientmod.benchmark.results import Result, Results, machine
@@ -184,7 +184,6 @@ def measure(
     console: Console,
 ) -> Iterator[Result]:
     """Measure case by case, or take what is finished, and show progress."""
-    top1 = published_top1()
     steps = len(candidates) * (1 + settings.rounds)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task('', total=len(cases) * steps)
@@ -200,7 +199,7 @@ def measure(
                 progress.update(task, advance=1, description=f'{case}: {name}')
 
             planned.rows, planned.finished = measure_case(
-                candidates, case, settings, top1, advance
+                candidates, case, settings, advance
             )
             progress.update(task, completed=(number + 1) * steps)
             if planned.finished or report.rounds_of(planned):

@@ -6,7 +6,7 @@ is swapped in. A config is a whole model.
 
 from __future__ import annotations
 
-import difflib
+import fnmatch
 import functools
 import hashlib
 import importlib.util
@@ -22,7 +22,6 @@ from typing import Any
 from zlib import crc32
 
 import torch
-import yaml
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -59,7 +58,6 @@ WITHIN = {
 FILE_CLASS = re.compile(
     r'(?P<path>.+\.py):(?P<name>\w+)(?P<arguments>\(.*\))?'
 )
-STRIDES = (4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,9 @@ class Candidate:
         backbone: Dict of a backbone; None where a config is the model.
         config: A config that is the model, or that the backbone goes into;
             None for a backbone alone.
-        index_name: Its entry in the model index; None where it has none.
+        known_as: What its published results are found by: the backbone's
+            name in :data:`~mmefficientmod.zoo.BACKBONES`, or that of the
+            config; None for others.
         source: Hash of the file that defines it, so that a result is known
             to be of this code.
     """
@@ -79,7 +79,7 @@ class Candidate:
     name: str
     backbone: Mapping[str, Any] | None
     config: str | None
-    index_name: str | None
+    known_as: str | None
     source: str
 
     @property
@@ -124,7 +124,8 @@ def find_candidates(
     """The candidates of a command line.
 
     Args:
-        specs: Names of models; see :func:`find_candidate`.
+        specs: Names of models; see :func:`find_candidate`. With a ``*``, all
+            of :data:`~mmefficientmod.zoo.BACKBONES` that it fits.
         within: A key of :data:`WITHIN` or a config, for backbones to go
             into. Default: they stay alone.
 
@@ -134,12 +135,28 @@ def find_candidates(
     config = WITHIN[within][0] if within in WITHIN else within
     if config:
         find_config(config)
-    candidates = [find_candidate(spec, config) for spec in specs]
+    candidates = [
+        find_candidate(name, config)
+        for spec in specs
+        for name in _expand(spec)
+    ]
     names = [candidate.name for candidate in candidates]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f'the model {name} is named twice')
     return candidates
+
+
+def _expand(spec: str) -> list[str]:
+    """The names that a pattern fits, or the text itself."""
+    if not re.fullmatch(r'[\w*]*\*[\w*]*', spec):
+        return [spec]
+    names = fnmatch.filter(BACKBONES, spec)
+    if not names:
+        raise ConfigError(
+            f'{spec} fits none of the names {", ".join(BACKBONES)}'
+        )
+    return names
 
 
 def find_candidate(spec: str, within: str | None = None) -> Candidate:
@@ -156,15 +173,13 @@ def find_candidate(spec: str, within: str | None = None) -> Candidate:
         ConfigError: If it is nobody's name.
     """
     spec = spec.strip()
-    name, index_name = spec, None
-    if spec.startswith('timm:'):
-        backbone = _timm(spec.removeprefix('timm:'))
-    elif spec.startswith('official:'):
+    name, known_as = spec, None
+    if spec.startswith('official:'):
         path, _, variant = spec.removeprefix('official:').rpartition(':')
         arch = _official_arch(variant)
         backbone = dict(type=OfficialEfficientMod, path=path, arch=arch)
         name = f'official:{arch}'
-        index_name = f'efficientmod_{arch}_in1k'
+        known_as = f'efficientmod_{arch}'
         import_official(path)
     elif match := FILE_CLASS.fullmatch(spec):
         backbone = dict(
@@ -184,44 +199,9 @@ def find_candidate(spec: str, within: str | None = None) -> Candidate:
         backbone = resolve_backbone(spec)
         class_of(backbone)
         if spec.replace('-', '_') in BACKBONES:
-            name = spec.replace('-', '_')
-            index_name = f'{name}_in1k'
-    if within:
-        index_name = None
+            name = known_as = spec.replace('-', '_')
     source = _source(backbone, within)
-    return Candidate(name, backbone, within, index_name, source)
-
-
-def _timm(name: str) -> dict[str, Any]:
-    """A model of timm, with the stages at strides 4, 8, 16 and 32."""
-    try:
-        import timm
-    except ImportError:
-        raise ConfigError(
-            f'timm:{name} needs timm, which is not installed: pip install timm'
-        ) from None
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f'; did you mean {" or ".join(close)}?' if close else ''
-        raise ConfigError(f'timm {timm.__version__} has no model {name}{hint}')
-    backbone = dict(
-        type='mmpretrain.TIMMBackbone', model_name=name, features_only=True
-    )
-    try:
-        with torch.random.fork_rng(devices=[]):
-            info = timm.create_model(name, features_only=True).feature_info
-    except Exception as error:
-        raise ConfigError(
-            f'timm:{name} gives no pyramid of features: {error}'
-        ) from error
-    strides = info.reduction()
-    return backbone | dict(
-        out_indices=tuple(
-            info.out_indices[i]
-            for i, stride in enumerate(strides)
-            if stride in STRIDES
-        )
-    )
+    return Candidate(name, backbone, within, known_as, source)
 
 
 def _official_arch(variant: str) -> str:
@@ -406,28 +386,7 @@ def _draw(name: str, like: Tensor) -> Tensor:
     return values.mul_((3 * fan_in) ** -0.5 if like.ndim == 4 else 0.02)
 
 
-# --------------------------------------------------------- accuracy, source
-
-
-def published_top1() -> dict[str, float]:
-    """Published ImageNet top-1 of the entries in the model index.
-
-    Returns:
-        Accuracy in per cent by the name of the entry; empty where the
-        package was installed without its index.
-    """
-    root = Path(mmefficientmod.__file__).parent / '.mim'
-    index = root / 'model-index.yml'
-    if not index.is_file():
-        return {}
-    found = {}
-    for name in yaml.safe_load(index.read_text())['Import']:
-        for model in yaml.safe_load((root / name).read_text())['Models']:
-            for result in model.get('Results', []):
-                if 'Top 1 Accuracy' in result['Metrics']:
-                    top1 = result['Metrics']['Top 1 Accuracy']
-                    found[model['Name']] = top1
-    return found
+# ------------------------------------------------------------------ source
 
 
 def _source(backbone: Mapping[str, Any], config: str | None) -> str:

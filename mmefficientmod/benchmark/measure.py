@@ -21,6 +21,7 @@ from mmefficientmod.benchmark.candidates import (
     efficientmod_of,
     weights_key,
 )
+from mmefficientmod.benchmark.published import published
 from mmefficientmod.benchmark.work import Case, Work, prepare, saved_bytes
 from mmefficientmod.complexity import measure as measure_complexity
 from mmefficientmod.config import ConfigError
@@ -64,7 +65,8 @@ class Row:
             it has the same weights, or this one.
         graph_breaks: Of ``torch.compile``; None in other modes.
         breakdown: Seconds of each kind of part of an EfficientMod.
-        top1: Published ImageNet top-1 in per cent, if known.
+        published: What is published of it; see
+            :func:`~mmefficientmod.benchmark.published.published`.
         error: Why there is nothing more, in one line.
     """
 
@@ -78,7 +80,7 @@ class Row:
     compared_with: str | None = None
     graph_breaks: int | None = None
     breakdown: dict[str, float] | None = None
-    top1: float | None = None
+    published: dict[str, float] = field(default_factory=dict)
     error: str | None = None
 
     @property
@@ -137,7 +139,6 @@ def measure_case(
     candidates: Sequence[Candidate],
     case: Case,
     settings: Settings,
-    top1: Mapping[str, float],
     progress: Callable[[str], None] = lambda what: None,
 ) -> tuple[list[Row], bool]:
     """Measure all candidates in one case.
@@ -146,7 +147,6 @@ def measure_case(
         candidates: The models.
         case: What is run of them.
         settings: How.
-        top1: Published accuracies by the name of an entry.
         progress: Called with the name of the model before each step; there
             is one for building it and one a round.
 
@@ -165,7 +165,7 @@ def measure_case(
     with _compiling(case, len(candidates)):
         for candidate in candidates:
             row = rows[candidate.name]
-            row.top1 = top1.get(candidate.index_name)
+            row.published = published(candidate.known_as)
             progress(candidate.name)
             with _failing_into(row):
                 runners[candidate.name] = _start(
@@ -232,6 +232,8 @@ def _start(
     # choosing proposals, may be anything.
     alone = not candidate.whole
     own = _outputs(prepare(model, case.eager, image)) if alone else []
+    # Folded, it has other tensors.
+    weights = weights_key(getattr(model, 'backbone', model))
     if settings.deploy:
         altered |= bool(switch_to_deploy(model))
     _count(model, case, row)
@@ -249,7 +251,6 @@ def _start(
     timer = Timer(
         'run()', globals=dict(run=work.run), num_threads=case.threads
     )
-    weights = weights_key(getattr(model, 'backbone', model))
     return _Runner(row, timer, outputs, own, weights, altered)
 
 

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mmefficientmod.benchmark.measure import PARTS, Row
+from mmefficientmod.benchmark.published import QUANTITIES
 from mmefficientmod.benchmark.results import Result, Results
 
 
@@ -56,6 +57,12 @@ def _part(name: str) -> Column:
     )
 
 
+def _published(key: str) -> Column:
+    return Column(
+        key, QUANTITIES[key], '.1f', lambda r, b: r.published.get(key)
+    )
+
+
 COLUMNS = (
     Column('model', 'model', '', lambda r, b: r.model),
     Column(
@@ -72,7 +79,7 @@ COLUMNS = (
     Column(
         'params_m', 'M params', '.2f', lambda r, b: _scaled(r.params, 1e-6)),
     Column('flops_g', 'G FLOPs', '.2f', lambda r, b: _scaled(r.flops, 1e-9)),
-    Column('top1', 'top-1', '.1f', lambda r, b: r.top1),
+    *map(_published, QUANTITIES),
     Column('difference', 'differs', '.0e', lambda r, b: r.difference),
     Column(
         'graph_breaks', 'breaks', 'd', lambda r, b: r.graph_breaks),
@@ -275,44 +282,106 @@ def crossings(results: Sequence[Result]) -> list[str]:
 # ------------------------------------------------------------------ pictures
 
 
+# What is drawn against time and size, with and without distillation.
+WITHOUT_HEAD = ('top1', 'top1_distilled')
+ACCURACIES = {
+    None: (WITHOUT_HEAD, 'ImageNet top-1, published, %'),
+    'fpn': (('miou',), 'ADE20K mIoU, Semantic FPN, published, %'),
+    'mask_rcnn': (('box_ap',), 'COCO box AP, Mask R-CNN 1x, published'),
+}
+# Those that the reader looks for.
+MARKS = {'efficientmod': ('*', 'C3'), 'repvit': ('D', 'C0')}
+
+
 def latency_figure(results: Sequence[Result]) -> Figure | None:
-    """Published top-1 against time, a panel a case, with the Pareto front.
+    """Published accuracy against time and parameters, with Pareto fronts.
+
+    A line of panels a case: top-1 for backbones alone, mIoU within Semantic
+    FPN, box AP within Mask R-CNN. What was distilled is hollow, and has a
+    front of its own.
 
     Returns:
         None where no accuracy is known.
     """
-    shown = [
-        result
-        for result in results
-        if not result.case.training
-        and any(row.times and row.top1 for row in result.rows)
-    ]
+    shown = []
+    for result in results:
+        if result.case.training or result.within not in ACCURACIES:
+            continue
+        keys, label = ACCURACIES[result.within]
+        rows = [r for r in result.rows if r.times and {*keys} & {*r.published}]
+        if rows:
+            shown.append((result, rows, keys, label))
     if not shown:
         return None
-    figure, axes = _panels(len(shown), 1)
-    for ax, result in zip(axes.flat, shown, strict=False):
+    figure, axes = _panels(2, len(shown), (6.0, 5.0))
+    quantities = {
+        'ms': lambda row: 1e3 * row.measurement.median,
+        'M parameters': lambda row: row.params / 1e6,
+    }
+    for line, (result, rows, keys, label) in zip(axes, shown, strict=True):
+        for ax, (unit, value) in zip(line, quantities.items(), strict=True):
+            _draw_accuracy(ax, rows, keys, value)
+            ax.set_title(result.title, fontsize=8)
+            ax.set_xlabel(unit)
+            ax.set_ylabel(label)
+    return figure
+
+
+def _draw_accuracy(
+    ax: Axes,
+    rows: Sequence[Row],
+    keys: Sequence[str],
+    value: Callable[[Row], float],
+) -> None:
+    """A point for each row and accuracy, and a front for each accuracy."""
+    for key, hollow, style in zip(
+        keys, (False, True), ('--', ':'), strict=False
+    ):
         points = [
-            (1e3 * row.measurement.median, row.top1, row.model)
-            for row in result.rows
-            if row.times and row.top1
+            (value(row), row.published[key], row.model)
+            for row in rows
+            if key in row.published
         ]
         for x, y, name in points:
-            ax.plot(x, y, _marker(name))
-            ax.annotate(
-                name,
-                (x, y),
-                (0, 5),
-                textcoords='offset points',
-                ha='center',
-                fontsize=7,
+            marker, color = _mark(name)
+            ax.plot(
+                x,
+                y,
+                marker,
+                color=color,
+                fillstyle='none' if hollow else 'full',
+                markersize=9 if marker == '*' else 5,
             )
-        front = pareto([(x, y) for x, y, _ in points])
-        ax.plot(*zip(*front, strict=True), '--', color='grey', zorder=0)
-        ax.margins(0.3, 0.15)
-        ax.set_title(result.title, fontsize=8)
-        ax.set_xlabel('ms')
-        ax.set_ylabel('ImageNet top-1, published, %')
-    return figure
+            ax.annotate(
+                name.removeprefix('efficientmod_').replace('_', ' ')
+                if marker == '*'
+                else name,
+                (x, y),
+                (4, 3),
+                textcoords='offset points',
+                fontsize=6,
+                color=color,
+            )
+        if points:
+            front = pareto([(x, y) for x, y, _ in points])
+            ax.plot(
+                *zip(*front, strict=True),
+                style,
+                color='grey',
+                zorder=0,
+                label='distilled' if hollow else 'not distilled',
+            )
+    if len(keys) > 1:
+        ax.legend(fontsize=7, loc='lower right', title='Pareto front')
+    ax.margins(0.12, 0.08)
+
+
+def _mark(name: str) -> tuple[str, str]:
+    """Marker and colour of a model."""
+    return next(
+        (mark for start, mark in MARKS.items() if name.startswith(start)),
+        ('o', 'dimgrey'),
+    )
 
 
 def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -375,7 +444,8 @@ def _draw_growth(
     if not lines:
         return False
     for name, points in lines.items():
-        ax.plot(*zip(*points, strict=True), f'{_marker(name)}-', label=name)
+        marker, _ = _mark(name)
+        ax.plot(*zip(*points, strict=True), f'{marker}-', label=name)
     ax.set_xscale('log')
     ax.set_yscale('log')
     ax.yaxis.set_major_formatter('{x:g}')
@@ -389,11 +459,11 @@ def _draw_growth(
     return True
 
 
-def _panels(columns: int, lines: int) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(4.5 * columns, 3.5 * lines), layout='constrained')
+def _panels(
+    columns: int, lines: int, size: tuple[float, float] = (4.5, 3.5)
+) -> tuple[Figure, Any]:
+    width, height = size
+    figure = Figure(
+        figsize=(width * columns, height * lines), layout='constrained'
+    )
     return figure, figure.subplots(lines, columns, squeeze=False)
-
-
-def _marker(name: str) -> str:
-    """Ours are stars."""
-    return '*' if name.startswith('efficientmod') else 'o'

@@ -374,6 +374,27 @@ def create_model(name: str, options: Mapping[str, Any]) -> nn.Module:
         ImportError: If timm is not installed.
         ValueError: If there is no such model, or it takes no drop path.
     """
+    check_name(name)
+    import timm
+
+    try:
+        return timm.create_model(name, **options)
+    except TypeError as error:
+        if 'drop_path_rate' in str(error):
+            raise ValueError(
+                f'{name} of timm has no stochastic depth: leave drop_path_rate'
+                ' out'
+            ) from None
+        raise
+
+
+def check_name(name: str) -> None:
+    """See that timm has a model of this name.
+
+    Raises:
+        ImportError: If timm is not installed.
+        ValueError: If there is no such model.
+    """
     try:
         import timm
     except ImportError:
@@ -385,15 +406,6 @@ def create_model(name: str, options: Mapping[str, Any]) -> nn.Module:
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f'; did you mean {" or ".join(close)}?' if close else ''
         raise ValueError(f'timm {timm.__version__} has no model {name}{hint}')
-    try:
-        return timm.create_model(name, **options)
-    except TypeError as error:
-        if 'drop_path_rate' in str(error):
-            raise ValueError(
-                f'{name} of timm has no stochastic depth: leave drop_path_rate'
-                ' out'
-            ) from None
-        raise
 
 
 def find_levels(model: nn.Module, name: str) -> list[dict[str, Any]]:
