@@ -12,6 +12,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
@@ -449,6 +450,7 @@ def _draw_growth(
     ax.set_xscale('log')
     ax.set_yscale('log')
     ax.yaxis.set_major_formatter('{x:g}')
+    ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     ax.yaxis.set_minor_formatter('{x:g}')
     ax.tick_params(which='both', labelsize=7)
     sides = [_side(result) for result in group]
