@@ -45,7 +45,7 @@ HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmefficientmod',
-    locations=['mmefficientmod.deploy'],
+    locations=['mmefficientmod.deploy', 'mmefficientmod.benchmark.hook'],
 )
 METRICS = Registry(
     'metric',

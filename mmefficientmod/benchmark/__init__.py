@@ -2,5 +2,6 @@
 
 ``candidates.py`` turns names into models, ``work.py`` says what of a model is
 run, ``measure.py`` runs it, ``results.py`` keeps what came out, and
-``report.py`` shows it.
+``report.py`` shows it. ``training.py``, with ``hook.py`` and
+``training_report.py``, trains: see ``tools/compare.py``.
 """

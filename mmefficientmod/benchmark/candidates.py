@@ -408,9 +408,16 @@ def _source(backbone: Mapping[str, Any], config: str | None) -> str:
 
 @functools.cache
 def _own_code() -> str:
-    """Hash of this package, which runs all models and is some of them."""
+    """Hash of this package, which runs all models and is some of them.
+
+    What only shows results is left out.
+    """
     root = Path(mmefficientmod.__file__).parent
-    paths = sorted(p for p in root.rglob('*.py') if '.mim' not in p.parts)
+    paths = sorted(
+        path
+        for path in root.rglob('*.py')
+        if '.mim' not in path.parts and not path.name.endswith('report.py')
+    )
     return _hash('\n'.join(path.read_text() for path in paths))
 
 

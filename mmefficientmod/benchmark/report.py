@@ -30,13 +30,14 @@ class Column:
         key: Its name in files, with the unit.
         title: Its name in tables.
         form: How a value is written in tables.
-        value: Its value, of a row and that of the baseline; None for none.
+        value: Its value, of a row, in the benchmark also of that of the
+            baseline; None for none.
     """
 
     key: str
     title: str
     form: str
-    value: Callable[[Row, Row | None], Any]
+    value: Callable[..., Any]
 
 
 def _scaled(value: float | None, factor: float) -> float | None:
@@ -100,20 +101,23 @@ def _values(result: Result) -> list[dict[str, Any]]:
 
 
 def _cells(result: Result) -> list[list[str]]:
-    """Titles and written values of the columns that have any.
-
-    Reasons are too long for a cell; see :func:`failures`.
-    """
-    values = _values(result)
+    """Titles and written values; for reasons, see :func:`failures`."""
     hidden = {'error'}
     if len(result.baselines) == 1:
         hidden.add('baseline')
-    columns = [
-        column
-        for column in COLUMNS
-        if column.key not in hidden
-        and any(x[column.key] is not None for x in values)
-    ]
+    return cells([c for c in COLUMNS if c.key not in hidden], _values(result))
+
+
+def cells(
+    columns: Sequence[Column], values: Sequence[dict[str, Any]]
+) -> list[list[str]]:
+    """Titles and written values of the columns that have any.
+
+    Args:
+        columns: What to show.
+        values: A dict for each row, by the keys of the columns.
+    """
+    columns = [c for c in columns if any(x[c.key] is not None for x in values)]
     return [
         [c.title for c in columns],
         *(
@@ -142,10 +146,13 @@ def heading(result: Result) -> str:
 
 def table(result: Result) -> Table:
     """A result as a table for the terminal."""
-    titles, *rows = _cells(result)
-    made = Table(
-        title=escape(heading(result)), title_justify='left', box=SIMPLE_HEAD
-    )
+    return rich_table(heading(result), _cells(result))
+
+
+def rich_table(title: str, cells: Sequence[Sequence[str]]) -> Table:
+    """A table for the terminal, of a line of titles and lines of values."""
+    titles, *rows = cells
+    made = Table(title=escape(title), title_justify='left', box=SIMPLE_HEAD)
     # Where it is narrow, names and titles break, and numbers do not.
     made.add_column(titles[0], overflow='fold')
     for title, *cells in zip(
@@ -184,12 +191,15 @@ def write(results: Results, folder: Path) -> list[Path]:
         path = folder / name
         path.unlink(missing_ok=True)  # one of earlier results
         if figure is not None:
-            figure.supxlabel(
-                textwrap.fill(describe(results.machine), 90), fontsize=6
-            )
-            figure.savefig(path, dpi=160)
+            save(figure, path, results.machine)
             written.append(path)
     return written
+
+
+def save(figure: Figure, path: Path, machine: dict[str, str]) -> None:
+    """Write a picture, with the machine below."""
+    figure.supxlabel(textwrap.fill(describe(machine), 90), fontsize=6)
+    figure.savefig(path, dpi=160)
 
 
 def _write_csv(results: Results, path: Path) -> None:
@@ -214,20 +224,23 @@ def markdown(results: Results) -> str:
     """All results as Markdown."""
     parts = [f'{describe(results.machine)}\n']
     for result in results.results:
-        titles, *rows = (
-            [cell.replace('|', r'\|') for cell in row]
-            for row in _cells(result)
+        parts.append(
+            f'**{heading(result)}**\n\n{markdown_table(_cells(result))}\n'
         )
-        marks = ['---', *['---:'] * (len(titles) - 1)]
-        lines = [
-            f'**{heading(result)}**',
-            '',
-            *(f'| {" | ".join(row)} |' for row in (titles, marks, *rows)),
-        ]
-        parts.append('\n'.join(lines) + '\n')
         parts += [f'{text}\n' for text in failures(result)]
     parts += [f'{text}\n' for text in crossings(results.results)]
     return '\n'.join(parts)
+
+
+def markdown_table(cells: Sequence[Sequence[str]]) -> str:
+    """The same as Markdown."""
+    titles, *rows = (
+        [cell.replace('|', r'\|') for cell in row] for row in cells
+    )
+    marks = ['---', *['---:'] * (len(titles) - 1)]
+    return '\n'.join(
+        f'| {" | ".join(row)} |' for row in (titles, marks, *rows)
+    )
 
 
 def rounds_of(result: Result) -> int:
@@ -283,10 +296,9 @@ def crossings(results: Sequence[Result]) -> list[str]:
 # ------------------------------------------------------------------ pictures
 
 
-# What is drawn against time and size, with and without distillation.
-WITHOUT_HEAD = ('top1', 'top1_distilled')
+# What is drawn by what the backbones were in, and what it is called.
 ACCURACIES = {
-    None: (WITHOUT_HEAD, 'ImageNet top-1, published, %'),
+    None: (('top1', 'top1_distilled'), 'ImageNet top-1, published, %'),
     'fpn': (('miou',), 'ADE20K mIoU, Semantic FPN, published, %'),
     'mask_rcnn': (('box_ap',), 'COCO box AP, Mask R-CNN 1x, published'),
 }
@@ -314,7 +326,7 @@ def latency_figure(results: Sequence[Result]) -> Figure | None:
             shown.append((result, rows, keys, label))
     if not shown:
         return None
-    figure, axes = _panels(2, len(shown), (6.0, 5.0))
+    figure, axes = panels(2, len(shown), (6.0, 5.0))
     quantities = {
         'ms': lambda row: 1e3 * row.measurement.median,
         'M parameters': lambda row: row.params / 1e6,
@@ -344,7 +356,7 @@ def _draw_accuracy(
             if key in row.published
         ]
         for x, y, name in points:
-            marker, color = _mark(name)
+            marker, color = mark(name)
             ax.plot(
                 x,
                 y,
@@ -377,7 +389,7 @@ def _draw_accuracy(
     ax.margins(0.12, 0.08)
 
 
-def _mark(name: str) -> tuple[str, str]:
+def mark(name: str) -> tuple[str, str]:
     """Marker and colour of a model."""
     return next(
         (mark for start, mark in MARKS.items() if name.startswith(start)),
@@ -416,7 +428,7 @@ def growth_figure(results: Sequence[Result]) -> Figure | None:
     }
     if not any(r.memory for g in groups.values() for x in g for r in x.rows):
         del quantities['MB']
-    figure, axes = _panels(len(groups), len(quantities))
+    figure, axes = panels(len(groups), len(quantities))
     for column, (title, group) in enumerate(groups.items()):
         for line, (unit, value) in enumerate(quantities.items()):
             ax = axes[line][column]
@@ -445,7 +457,7 @@ def _draw_growth(
     if not lines:
         return False
     for name, points in lines.items():
-        marker, _ = _mark(name)
+        marker, _ = mark(name)
         ax.plot(*zip(*points, strict=True), f'{marker}-', label=name)
     ax.set_xscale('log')
     ax.set_yscale('log')
@@ -461,7 +473,7 @@ def _draw_growth(
     return True
 
 
-def _panels(
+def panels(
     columns: int, lines: int, size: tuple[float, float] = (4.5, 3.5)
 ) -> tuple[Figure, Any]:
     width, height = size

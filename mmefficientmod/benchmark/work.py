@@ -8,7 +8,7 @@ import inspect
 import io
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -311,23 +311,37 @@ def _silence() -> Iterator[None]:
 def saved_bytes(forward: Callable[[], Any], known: list[Tensor]) -> int:
     """Bytes that autograd keeps for the backward pass.
 
-    Each piece of memory counts once and whole. Copies that autocast makes of
-    the weights count; what is recomputed (``with_cp``) does not.
-
     Args:
         forward: What to run; its result is dropped.
         known: Tensors that are there anyway, such as weights and input.
     """
-    storages: dict[int, int] = {}
+    with SavedTensors() as saved:
+        outs = forward()
+    del outs
+    return saved.nbytes(known)
 
-    def pack(x: Tensor) -> Tensor:
+
+class SavedTensors(torch.autograd.graph.saved_tensors_hooks):
+    """Takes note of what autograd keeps for the backward pass, meanwhile.
+
+    Each piece of memory counts once and whole. Copies that autocast makes of
+    the weights count; what is recomputed (``with_cp``) does not.
+    """
+
+    def __init__(self) -> None:
+        self._storages: dict[int, int] = {}
+        super().__init__(self._pack, lambda x: x)
+
+    def __enter__(self) -> SavedTensors:
+        super().__enter__()
+        return self
+
+    def _pack(self, x: Tensor) -> Tensor:
         storage = x.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
+        self._storages[storage.data_ptr()] = storage.nbytes()
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        outs = forward()
-    for tensor in known:
-        storages.pop(tensor.untyped_storage().data_ptr(), None)
-    del outs
-    return sum(storages.values())
+    def nbytes(self, known: Iterable[Tensor]) -> int:
+        """Bytes that were kept, without those of tensors known anyway."""
+        there = {x.untyped_storage().data_ptr() for x in known}
+        return sum(n for at, n in self._storages.items() if at not in there)
