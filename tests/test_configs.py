@@ -141,7 +141,6 @@ def test_distillation_changes_the_model_alone(variant):
     [
         'seg/fpn_efficientmod_s_ade20k.py',
         'det/mask_rcnn_efficientmod_s_fpn_1x_coco.py',
-        'det/retinanet_efficientmod_s_conv_fpn_1x_coco.py',
         'cls/efficientmod_s_in1k.py',
     ],
 )

@@ -111,13 +111,14 @@ def run_config(config, *argv):
 # plain BN on a CPU, with statistics of each process alone; dropout and mixup
 # differ between processes as they have to.
 MEANS = [
-    (
+    pytest.param(
         SEG,
         [
             'model.decode_head.norm_cfg.type=GN',
             'model.decode_head.norm_cfg.num_groups=8',
             'model.decode_head.dropout_ratio=0.0',
         ],
+        marks=pytest.mark.slow,
     ),
     pytest.param(CLS, ['model.train_cfg=None'], marks=pytest.mark.slow),
     (DISTILLED, ['model.train_cfg=None']),
@@ -307,6 +308,7 @@ needs_fsdp = pytest.mark.skipif(
 
 
 @needs_fsdp
+@pytest.mark.slow
 def test_fsdp_refuses_an_average_of_the_weights(mini_place):
     code, output = script('dist_train.sh', CLS, '2', '--mini', '--fsdp')
     assert code

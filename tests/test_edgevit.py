@@ -423,6 +423,7 @@ def test_weights_of_another_model_do_not_fit(tmp_path):
         build(tmp_path / 'c.pth')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('train', [False, True])
 def test_compiles_without_graph_breaks(train):
     model = scrambled(TINY).train(train)

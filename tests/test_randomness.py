@@ -192,10 +192,11 @@ TASKS = [
         ['train_cfg.max_iters=4', 'default_hooks.checkpoint.interval=2'],
         marks=pytest.mark.slow,
     ),
-    (
+    pytest.param(
         'det/mask_rcnn_efficientmod_xxs_fpn_1x_coco.py',
         ('epoch_1.pth', 'epoch_2.pth'),
         [*EPOCHS, 'train_dataloader.dataset.indices=2'],
+        marks=pytest.mark.slow,
     ),
     (
         'cls/efficientmod_xxs_in1k.py',

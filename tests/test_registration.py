@@ -104,7 +104,7 @@ CONFIGS = dict(
     ('script', 'custom_imports'),
     [
         ('stock', True),
-        ('stock', False),
+        pytest.param('stock', False, marks=pytest.mark.slow),
         pytest.param('ours', False, marks=pytest.mark.slow),
     ],
 )

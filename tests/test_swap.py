@@ -131,6 +131,8 @@ SLOW = (
     'htc/', 'sparse_rcnn/', 'mask2former/', 'maskformer/', 'dino/', 'knet/',
     'hr18', 'hrnetv2p', 'upernet_8xb2-amp', 'beit-base_upernet', 'fastfcn/',
     'yolov3', 'cascade', 'centernet', 'upernet_r50', 'deeplabv3plus',
+    'solov2/', 'panoptic_fpn/', 'convnext-t-p4-w7', 'point_rend/',
+    'dconv-c3-c5', 'reppoints', 'vfnet',
 )  # fmt: skip
 
 

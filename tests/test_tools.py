@@ -48,6 +48,15 @@ def train(tool, workplace):
     return run
 
 
+@pytest.fixture
+def checkpoint(train, workplace, tmp_path_factory):
+    """What a short training leaves; there is one for all tests."""
+    kept = tmp_path_factory.getbasetemp() / 'short.pth'
+    if not kept.is_file():
+        shutil.copy(train() / 'iter_2.pth', kept)
+    return str(shutil.copy(kept, workplace / 'iter_2.pth'))
+
+
 def fails(main, argv, capsys):
     """What a user reads when a tool refuses; nothing else but that."""
     with pytest.raises(SystemExit) as stop:
@@ -241,8 +250,7 @@ def test_pretrained_weights_of_a_stock_backbone(tool, workplace, capsys):
             assert why in fails(tool('train').main, argv, capsys)
 
 
-def test_tta(train, tool):
-    checkpoint = str(train() / 'iter_2.pth')
+def test_tta(checkpoint, tool):
     options = ['--cfg-options', 'test_dataloader.dataset.indices=1']
     plain = tool('test').main([CONFIG, checkpoint, '--mini', *options])
     flipped = tool('test').main(
@@ -251,8 +259,7 @@ def test_tta(train, tool):
     assert plain['aAcc'] != flipped['aAcc']
 
 
-def test_deploy(train, tool, capsys):
-    checkpoint = str(train() / 'iter_2.pth')
+def test_deploy(checkpoint, tool, capsys):
     plain = tool('test').main([CONFIG, checkpoint, '--mini'])
     capsys.readouterr()
     folded = tool('test').main([CONFIG, checkpoint, '--mini', '--deploy'])
@@ -260,8 +267,7 @@ def test_deploy(train, tool, capsys):
     assert folded == pytest.approx(plain, abs=0.05)
 
 
-def test_resume_refuses_another_variant(train, tool, capsys):
-    checkpoint = str(train() / 'iter_2.pth')
+def test_resume_refuses_another_variant(checkpoint, tool, capsys):
     other = CONFIG.replace('xxs', 'xs')
     argv = [other, '--mini', '--resume', checkpoint]
     message = fails(tool('train').main, argv, capsys)
@@ -309,7 +315,9 @@ def test_missing_data(tool, workplace, capsys):
     assert not (workplace / 'work_dirs').exists()
 
 
-@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize(
+    'workers', [0, pytest.param(1, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize('kind', ['images', 'annotations'])
 def test_a_broken_file(train, tool, workplace, capsys, kind, workers):
     for path in workplace.glob(f'data/mini/*/{kind}/training/*'):
@@ -330,8 +338,7 @@ def test_a_label_out_of_range(tool, workplace, capsys):
     assert '1 to 150' in message
 
 
-def test_a_checkpoint_of_another_variant(train, tool, workplace, capsys):
-    checkpoint = str(train() / 'iter_2.pth')
+def test_a_checkpoint_of_another_variant(checkpoint, tool, workplace, capsys):
     other = CONFIG.replace('xxs', 'xs')
     image = str(next(workplace.rglob('*.jpg')))
     before = sorted(workplace.glob('work_dirs/*'))
