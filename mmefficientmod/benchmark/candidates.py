@@ -193,7 +193,7 @@ def find_candidate(spec: str, within: str | None = None) -> Candidate:
             raise ConfigError(
                 f'{spec} is a whole model, into which no --within fits'
             )
-        source = _hash(load_config(spec).pretty_text + _own_code())
+        source = _hash(_text(spec) + _own_code())
         return Candidate(path.stem, None, spec, path.stem, source)
     else:
         backbone = resolve_backbone(spec)
@@ -401,9 +401,14 @@ def _source(backbone: Mapping[str, Any], config: str | None) -> str:
         if Path(path).is_file()
     ]
     if config:
-        texts.append(load_config(config).pretty_text)
+        texts.append(_text(config))
     texts.append(_own_code())
     return _hash('\n'.join([str(dict(backbone)), *texts]))
+
+
+def _text(config: str) -> str:
+    """All that a config says; to format it well would take seconds."""
+    return str(load_config(config).to_dict())
 
 
 @functools.cache

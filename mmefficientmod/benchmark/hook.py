@@ -32,7 +32,7 @@ class StepCostHook(Hook):
         def begin(model: nn.Module, args: tuple) -> None:
             saved.__enter__()
 
-        # Not in the backward pass, in which some functions run others again.
+        # Not in the backward pass, in which `with_cp` runs parts again.
         def end(model: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
             saved.__exit__(None, None, None)
             for handle in handles:

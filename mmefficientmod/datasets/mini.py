@@ -188,6 +188,9 @@ def _shrink_sizes(cfg: Config, mini: Miniature) -> None:
                 step[key] = getattr(mini, key)
             elif _is_side(step.get(key)) and sides:
                 step[key] = round(step[key] * ratio)
+    if is_pair(cfg.get('crop_size')):
+        # Where options look for what to replace.
+        cfg.crop_size = mini.crop_size
     preprocessor = cfg.model.get('data_preprocessor') or {}
     if is_pair(preprocessor.get('size')):
         preprocessor['size'] = mini.crop_size
