@@ -319,9 +319,15 @@ def _length(cfg: Config) -> tuple[int, bool]:
 
 
 def _like(old: Any, new: Any) -> Any:
-    """A side given for a size that is a pair means both sides."""
-    if isinstance(old, (list, tuple)) and isinstance(new, int):
-        return type(old)([new] * len(old))
+    """A side given for a size that is a pair means both sides.
+
+    Two, which options make a list of, are what the pair was.
+    """
+    if isinstance(old, (list, tuple)):
+        if isinstance(new, int):
+            new = [new] * len(old)
+        if isinstance(new, (list, tuple)):
+            return type(old)(new)
     return new
 
 

@@ -306,7 +306,7 @@ def test_recipe_arrives(tool, mini_place, on, crop):
     [
         (['--on', 'nowhere'], 'there is no nowhere/images/training'),
         (['efficientmod_z', '--on', 'mini'], 'did you mean'),
-        (['timm:resnet18', '--on', 'mini'], 'no backbone is called'),
+        (['timm:resnet1', '--on', 'mini'], 'has no model resnet1'),
         (['resnet18', 'resnet18', '--on', 'mini'], 'is named twice'),
         (['--on', 'mini', '--iters', '0'], '--iters'),
         (['--on', 'mini', '--seeds', '1', '1'], '--seeds'),
