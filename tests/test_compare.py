@@ -290,7 +290,7 @@ def test_recipe_arrives(tool, mini_place, on, crop):
     side = crop or (80 if on == 'mini' else 512)
     scale = (384, 96) if on == 'mini' and not crop else (4 * side, side)
     steps = {x['type']: x for x in cfg.train_dataloader.dataset.pipeline}
-    assert tuple(steps['RandomCrop']['crop_size']) == (side, side)
+    assert steps['RandomCrop']['crop_size'] == (side, side)
     assert tuple(steps['RandomResize']['scale']) == scale
     assert tuple(cfg.model.data_preprocessor.size) == (side, side)
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
