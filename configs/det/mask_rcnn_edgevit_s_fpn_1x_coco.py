@@ -1,0 +1,10 @@
+_base_ = '../_base_/mask_rcnn_1x_coco.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmefficientmod.EdgeViT',
+        arch='s',
+    ),
+    neck=dict(in_channels=[48, 96, 240, 384]),
+)

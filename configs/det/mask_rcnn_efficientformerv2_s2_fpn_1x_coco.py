@@ -1,0 +1,10 @@
+_base_ = '../_base_/mask_rcnn_1x_coco.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmefficientmod.TimmPyramid',
+        model_name='efficientformerv2_s2',
+    ),
+    neck=dict(in_channels=[32, 64, 144, 288]),
+)

@@ -1,0 +1,11 @@
+_base_ = '../_base_/mask_rcnn_1x_coco.py'
+
+model = dict(
+    data_preprocessor=dict(mean=[0.0] * 3, std=[255.0] * 3),
+    backbone=dict(
+        _delete_=True,
+        type='mmefficientmod.TimmPyramid',
+        model_name='mobilevitv2_100',
+    ),
+    neck=dict(in_channels=[128, 256, 384, 512]),
+)

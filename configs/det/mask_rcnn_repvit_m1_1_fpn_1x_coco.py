@@ -1,0 +1,10 @@
+_base_ = '../_base_/mask_rcnn_1x_coco.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmefficientmod.TimmPyramid',
+        model_name='repvit_m1_1',
+    ),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+)

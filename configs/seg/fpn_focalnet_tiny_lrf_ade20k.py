@@ -1,0 +1,10 @@
+_base_ = '../_base_/semantic_fpn_ade20k.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmefficientmod.TimmPyramid',
+        model_name='focalnet_tiny_lrf',
+    ),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)

@@ -1,0 +1,10 @@
+_base_ = '../_base_/semantic_fpn_ade20k.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmefficientmod.TimmPyramid',
+        model_name='resnet50',
+    ),
+    neck=dict(in_channels=[256, 512, 1024, 2048]),
+)
