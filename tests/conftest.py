@@ -1,5 +1,6 @@
 """What the tests share."""
 
+import functools
 import importlib.util
 import sys
 from pathlib import Path
@@ -43,6 +44,20 @@ def mini_place(tmp_path, mini_root, monkeypatch):
     (tmp_path / 'data').mkdir()
     (tmp_path / 'data/mini').symlink_to(mini_root)
     return tmp_path
+
+
+@pytest.fixture(scope='session', autouse=True)
+def metafiles_read_once():
+    """For each `mmseg::` in a config MMEngine reads all of MMSegmentation's."""
+    from mmengine.config import utils
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            utils,
+            '_get_cfg_metainfo',
+            functools.cache(utils._get_cfg_metainfo),
+        )
+        yield
 
 
 @pytest.fixture(autouse=True)

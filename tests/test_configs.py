@@ -16,6 +16,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from test_efficientmod import OFFICIAL, assert_matches, official_weights
 
+from mmefficientmod import swap
 from mmefficientmod.config import (
     ConfigError,
     find_config,
@@ -24,11 +25,16 @@ from mmefficientmod.config import (
     scale_schedule,
 )
 from mmefficientmod.models.backbones.efficientmod import rename_official_keys
+from mmefficientmod.probe import probe
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {
-    task: sorted((ROOT / 'configs' / task).glob('*.py'))
+    task: sorted((ROOT / 'configs' / task).glob('*efficientmod_*.py'))
     for task in ('seg', 'det', 'cls')
+}
+RIVALS = {
+    task: sorted({*(ROOT / 'configs' / task).glob('*.py')} - {*CONFIGS[task]})
+    for task in ('seg', 'det')
 }
 SEG = CONFIGS['seg']
 VARIANTS = ('xxs', 'xs', 's', 's_conv')
@@ -121,6 +127,55 @@ def test_detection_changes_backbone_and_optimizer_alone(path):
     stock.model.neck.in_channels = cfg.model.neck.in_channels
     stock.custom_imports = cfg.custom_imports
     assert without_scope(cfg.to_dict()) == without_scope(stock.to_dict())
+
+
+# At least one of each family, and those with published results.
+COMPARED = (
+    'edgevit_s', 'edgevit_xs', 'efficientformer_l1', 'efficientformerv2_s2',
+    'fasternet_t2', 'focalnet_tiny_lrf', 'mbconv_s', 'mobilenetv2_140',
+    'mobilevit_s', 'mobilevitv2_100', 'poolformer_s12', 'pvt_v2_b1',
+    'repvit_m1_1', 'repvit_m1_5', 'resnet18', 'resnet50', 'van_small',
+    'van_tiny',
+)  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def probed_once():
+    """A backbone is the same in both tasks."""
+    known = {}
+
+    def probe_new(backbone):
+        key = str(sorted(backbone.items()))
+        if key not in known:
+            known[key] = probe(backbone)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(swap, 'probe', probe_new)
+        yield
+
+
+@pytest.mark.parametrize('name', COMPARED)
+@pytest.mark.parametrize(
+    ('task', 'stem'),
+    [('seg', 'fpn_{}_ade20k'), ('det', 'mask_rcnn_{}_fpn_1x_coco')],
+    ids=['seg', 'det'],
+)
+def test_rival_has_another_backbone_and_nothing_else(
+    task, stem, name, probed_once
+):
+    path = ROOT / f'configs/{task}/{stem.format(name)}.py'
+    assert len(path.read_text().splitlines()) < 12
+    ours = ROOT / f'configs/{task}/{stem.format("efficientmod_s")}.py'
+    swapped = swap.swap_backbone(Config.fromfile(ours), name)
+    cfg = Config.fromfile(path)
+    assert without_scope(cfg.to_dict()) == without_scope(swapped.to_dict())
+
+
+@pytest.mark.parametrize('task', RIVALS)
+def test_every_rival_is_compared(task):
+    stem = dict(seg='fpn_{}_ade20k', det='mask_rcnn_{}_fpn_1x_coco')[task]
+    assert {p.stem for p in RIVALS[task]} == {*map(stem.format, COMPARED)}
 
 
 @pytest.mark.parametrize('variant', VARIANTS)

@@ -139,6 +139,25 @@ def test_detection_is_trained_tested_and_drawn(tool, workplace, capsys):
     assert (cv2.imread(str(unsure)) != cv2.imread(str(drawn))).any()
 
 
+@pytest.mark.parametrize(
+    ('config', 'options'),
+    [
+        ('seg/fpn_mobilevit_s_ade20k.py', [*SHORT, 'train_cfg.max_iters=1']),
+        (
+            'det/mask_rcnn_van_tiny_fpn_1x_coco.py',
+            [*FEW, 'model.train_cfg.rcnn.sampler.num=32'],
+        ),
+    ],
+)
+def test_a_rival_is_trained(config, options, tool, workplace):
+    config = f'mmefficientmod::{config}'
+    options = [*options, 'train_cfg.val_interval=9']
+    runner = tool('train').main([config, '--mini', '--cfg-options', *options])
+    assert runner.iter > 0
+    for name, parameter in runner.model.backbone.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+
+
 def test_classification_is_trained_tested_and_drawn(tool, workplace, capsys):
     config = 'mmefficientmod::cls/efficientmod_xxs_in1k.py'
     options = ['--cfg-options', *FEW, 'train_dataloader.batch_size=1']

@@ -1,7 +1,7 @@
 _base_ = '../_base_/semantic_fpn_ade20k.py'
-
+data_preprocessor = dict(mean=[0.0] * 3, std=[255.0] * 3)
 model = dict(
-    data_preprocessor=dict(mean=[0.0] * 3, std=[255.0] * 3),
+    data_preprocessor=data_preprocessor,
     backbone=dict(
         _delete_=True,
         type='mmefficientmod.TimmPyramid',
