@@ -48,7 +48,7 @@ def mini_place(tmp_path, mini_root, monkeypatch):
 
 @pytest.fixture(scope='session', autouse=True)
 def metafiles_read_once():
-    """For each `mmseg::` in a config MMEngine reads all of MMSegmentation's."""
+    """For each `mmseg::` in a config MMEngine reads all of MMSegmentation."""
     from mmengine.config import utils
 
     with pytest.MonkeyPatch.context() as patch:

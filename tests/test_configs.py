@@ -158,8 +158,15 @@ def probed_once():
 @pytest.mark.parametrize('name', COMPARED)
 @pytest.mark.parametrize(
     ('task', 'stem'),
-    [('seg', 'fpn_{}_ade20k'), ('det', 'mask_rcnn_{}_fpn_1x_coco')],
-    ids=['seg', 'det'],
+    [
+        pytest.param('seg', 'fpn_{}_ade20k', id='seg'),
+        pytest.param(
+            'det',
+            'mask_rcnn_{}_fpn_1x_coco',
+            id='det',
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_rival_has_another_backbone_and_nothing_else(
     task, stem, name, probed_once

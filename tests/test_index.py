@@ -265,7 +265,19 @@ COUNTED = [p for p in RIVALS if p.parent.name == 'seg'] + [
 ]
 
 
-@pytest.mark.parametrize('path', COUNTED, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    'path',
+    [
+        pytest.param(
+            path,
+            id=path.stem,
+            marks=()
+            if path in OWN or any(name in path.stem for name in TABLE_7)
+            else pytest.mark.slow,
+        )
+        for path in COUNTED
+    ],
+)
 def test_parameters(path):
     model = cli.build_model(Config.fromfile(path))
     data = entries()[path.stem]['Metadata']
