@@ -143,9 +143,10 @@ def test_detection_is_trained_tested_and_drawn(tool, workplace, capsys):
     ('config', 'options'),
     [
         ('seg/fpn_mobilevit_s_ade20k.py', [*SHORT, 'train_cfg.max_iters=1']),
-        (
+        pytest.param(
             'det/mask_rcnn_van_tiny_fpn_1x_coco.py',
             [*FEW, 'model.train_cfg.rcnn.sampler.num=32'],
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -155,7 +156,7 @@ def test_a_rival_is_trained(config, options, tool, workplace):
     runner = tool('train').main([config, '--mini', '--cfg-options', *options])
     assert runner.iter > 0
     for name, parameter in runner.model.backbone.named_parameters():
-        assert parameter.grad.isfinite().all(), name
+        assert parameter.isfinite().all(), name
 
 
 def test_classification_is_trained_tested_and_drawn(tool, workplace, capsys):
