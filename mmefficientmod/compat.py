@@ -193,9 +193,15 @@ def _find(modules: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
         for dist in dists:
             try:
                 version = metadata.version(dist)
-            except (metadata.PackageNotFoundError, KeyError):
-                continue
             # An uninstall that was cut short leaves a folder and no version.
+            # `importlib_metadata`, once imported, answers in the standard
+            # library's place, and says so with a FileNotFoundError.
+            except (
+                metadata.PackageNotFoundError,
+                FileNotFoundError,
+                KeyError,
+            ):
+                continue
             if version:
                 found.setdefault(module, {})[dist] = version
     return found
