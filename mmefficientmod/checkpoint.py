@@ -71,7 +71,8 @@ def load_pretrained(
     Args:
         module: The backbone.
         init_cfg: The dict.
-        convert: Renames foreign keys to the backbone's own.
+        convert: Renames foreign keys to the backbone's own, and may add
+            what the backbone has beyond them.
         optional: Beginnings of keys that either side may lack.
         read: Gives what the path and the device stand for. Default:
             :func:`read_checkpoint`.
@@ -93,10 +94,14 @@ def load_pretrained(
     weights, source = select_weights(
         checkpoint, path, init_cfg.get('use_ema', False)
     )
-    weights = convert(strip_prefix(weights, path, init_cfg.get('prefix')))
+    given = strip_prefix(weights, path, init_cfg.get('prefix'))
+    try:
+        weights = convert(given)
+    except CheckpointError as error:
+        raise CheckpointError(f'{path} does not fit: {error}') from None
     left_out, kept = load_strictly(module, weights, path, optional)
     print_log(
-        f'{type(module).__name__}: {len(weights) - len(left_out)} tensors '
+        f'{type(module).__name__}: {len(given) - len(left_out)} tensors '
         f'from {path} ({source})'
         + (f'; not needed: {", ".join(left_out)}' if left_out else '')
         + (f'; not in the file, new: {", ".join(kept)}' if kept else ''),
@@ -370,6 +375,8 @@ def load_whole(model: nn.Module, checkpoint: Mapping, path: str) -> None:
     weights = {re.sub(r'^module\.', '', k): v for k, v in weights.items()}
     try:
         result = model.load_state_dict(weights, strict=False)
+    except CheckpointError as error:  # of a model of ours, which says it all
+        raise CheckpointError(f'{path} does not fit: {error}') from None
     except RuntimeError as error:
         faults = [line.strip() for line in str(error).splitlines()[1:]]
         raise CheckpointError(

@@ -30,9 +30,13 @@ from mmefficientmod.checkpoint import (
 )
 from mmefficientmod.models.backbones.efficientmod import (
     ARCHS,
+    BRANCHES,
+    ContextBranch,
     EfficientMod,
     rename_official_keys,
+    reparam_of,
 )
+from mmefficientmod.models.reparam import ParallelBranches, parse_reparam
 from mmefficientmod.version import __version__
 
 PARTS = ('model', 'backbone')
@@ -50,6 +54,8 @@ class Conversion:
         arch: Variant of the backbone, None for one that has no name.
         source: A phrase that says which weights of the source these are.
         meta: What the new file says of itself.
+        reparam: Parallel branches that the weights have.
+        merged: Parallel branches that were merged.
     """
 
     weights: dict[str, Tensor]
@@ -58,6 +64,8 @@ class Conversion:
     arch: str | None
     source: str
     meta: dict[str, Any]
+    reparam: tuple[int | str, ...] = ()
+    merged: tuple[int | str, ...] = ()
 
 
 def convert_checkpoint(
@@ -65,6 +73,7 @@ def convert_checkpoint(
     part: str = 'model',
     use_ema: bool = False,
     model: nn.Module | None = None,
+    deploy: bool = False,
 ) -> Conversion:
     """Read a checkpoint and rename what it holds, all of it or nothing.
 
@@ -75,6 +84,9 @@ def convert_checkpoint(
         model: A detector, segmentor or classifier that the result must fit.
             Without it the backbone must be one of the variants and fit, and
             a classifier's head, too; other heads stay unchecked.
+        deploy: Merge the parallel branches of a re-parameterised training, so
+            that the result is a checkpoint of the plain variant. Those of the
+            model are merged, too.
 
     Raises:
         CheckpointError: If the file cannot be read or does not fit.
@@ -95,6 +107,13 @@ def convert_checkpoint(
         for old, new in names.items()
         if new
     }
+    merged: tuple[int | str, ...] = ()
+    if deploy:
+        merged = reparam_of(converted)
+        converted = merge_branches(converted, path)
+        names = {old: new and _merged_name(new) for old, new in names.items()}
+        if model is not None and isinstance(model.backbone, EfficientMod):
+            model.backbone.merge_branches()
     arch = recognise_arch(converted)
     if model is not None:
         fit_model(converted, model, part, path)
@@ -108,7 +127,10 @@ def convert_checkpoint(
         fit_arch(converted, arch, kind if part == 'model' else part, path)
     meta = describe(checkpoint, path, source)
     meta |= dict(kind=kind if part == 'model' else part, arch=arch)
-    return Conversion(converted, names, kind, arch, source, meta)
+    reparam = reparam_of(converted)
+    return Conversion(
+        converted, names, kind, arch, source, meta, reparam, merged
+    )
 
 
 def new_names(
@@ -170,6 +192,56 @@ def new_names(
     return kind, names
 
 
+def merge_branches(
+    weights: Mapping[str, Tensor], path: str
+) -> dict[str, Tensor]:
+    """The plain variant that does as one with parallel branches.
+
+    Args:
+        weights: Under our names; without branches, they stay as they are.
+        path: Name of the file, for messages.
+
+    Raises:
+        CheckpointError: If there is but a part of the branches.
+    """
+    kinds = reparam_of(weights)
+    merged = {k: v for k, v in weights.items() if BRANCHES not in k}
+    last = '.context.conv.weight'
+    for key in [k for k in merged if kinds and k.endswith(last)]:
+        prefix = key.removesuffix('conv.weight')
+        dim = len(weights[key])
+        try:
+            context = ContextBranch(dim)
+            context.branches = ParallelBranches(dim, parse_reparam(kinds))
+            # Its parts may differ in dtype.
+            context.double().load_state_dict(_below(weights, prefix))
+        except (RuntimeError, ValueError) as error:
+            faults = [line.strip() for line in str(error).splitlines()]
+            raise CheckpointError(
+                f'{path} has parallel branches, reparam={kinds}, which cannot '
+                f'be merged in {prefix.rstrip(".")}: {" ".join(faults)}'
+            ) from None
+        context.merge_branches()
+        for name in ('conv.weight', 'conv.bias'):
+            value = context.state_dict()[name]
+            merged[prefix + name] = value.to(weights[prefix + name].dtype)
+    return merged
+
+
+def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        key.removeprefix(prefix): value
+        for key, value in weights.items()
+        if key.startswith(prefix)
+    }
+
+
+def _merged_name(name: str) -> str:
+    """Where a tensor goes when branches are merged."""
+    block, branch, _ = name.partition(BRANCHES)
+    return f'{block}.context.conv.weight' if branch else name
+
+
 def _below_backbone(name: str, kind: str) -> str | None:
     if kind == 'backbone':
         return name
@@ -200,7 +272,9 @@ def fit_arch(
         CheckpointError: If they do not.
     """
     backbone = EfficientMod(
-        arch, final_norm=kind in ('classifier', 'backbone')
+        arch,
+        final_norm=kind in ('classifier', 'backbone'),
+        reparam=reparam_of(weights),
     )
     body = {
         key.removeprefix('backbone.'): value
@@ -231,10 +305,16 @@ def fit_model(
     Raises:
         CheckpointError: If it does not.
     """
-    if part == 'model':
-        load_strictly(model, weights, path)
-    else:
-        load_strictly(model.backbone, weights, path, ('norm.',))
+    module, prefix, optional = model, 'backbone.', ()
+    if part != 'model':
+        module, prefix, optional = model.backbone, '', ('norm.',)
+    if isinstance(model.backbone, EfficientMod):
+        try:
+            silent = model.backbone.silent_branches(weights, prefix)
+        except CheckpointError as error:
+            raise CheckpointError(f'{path} does not fit: {error}') from None
+        weights = {**weights, **silent}
+    load_strictly(module, weights, path, optional)
 
 
 def describe(checkpoint: Any, path: str, source: str) -> dict[str, Any]:

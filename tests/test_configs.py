@@ -39,9 +39,10 @@ RIVALS = {
 SEG = CONFIGS['seg']
 VARIANTS = ('xxs', 'xs', 's', 's_conv')
 NAMES = {
-    'seg': r'fpn_efficientmod_(\w+)_ade20k',
-    'det': r'(?:mask_rcnn|retinanet)_efficientmod_(\w+)_fpn_1x_coco',
-    'cls': r'efficientmod_(\w+?)(?:_distill)?_in1k',
+    'seg': r'fpn_efficientmod_(\w+?)(?:_reparam)?_ade20k',
+    'det': r'(?:mask_rcnn|retinanet)_efficientmod_(\w+?)(?:_reparam)?'
+    r'_fpn_1x_coco',
+    'cls': r'efficientmod_(\w+?)(?:_distill|_reparam)?_in1k',
 }
 SCOPES = dict(seg='mmseg', det='mmdet', cls='mmpretrain')
 
@@ -54,6 +55,13 @@ SCOPES = dict(seg='mmseg', det='mmdet', cls='mmpretrain')
         ('det', 'retinanet_efficientmod_{}_fpn_1x_coco', ('s', 's_conv')),
         ('cls', 'efficientmod_{}_in1k', VARIANTS),
         ('cls', 'efficientmod_{}_distill_in1k', VARIANTS),
+        ('seg', 'fpn_efficientmod_{}_reparam_ade20k', ('s', 's_conv')),
+        (
+            'det',
+            'mask_rcnn_efficientmod_{}_reparam_fpn_1x_coco',
+            ('s', 's_conv'),
+        ),
+        ('cls', 'efficientmod_{}_reparam_in1k', ('s', 's_conv')),
     ],
 )
 def test_there_is_a_config_for_each_variant(task, name, variants):
@@ -75,6 +83,8 @@ def test_config_builds_and_is_what_its_name_says(task, path):
     assert cfg.default_scope == SCOPES[task]
     assert cfg.model.backbone.type == 'mmefficientmod.EfficientMod'
     assert cfg.model.backbone.arch == match[1]
+    reparam = cfg.model.backbone.get('reparam', False)
+    assert reparam == ('_reparam' in path.stem)
     assert not {'depth', 'style', 'norm_eval', 'init_cfg'} & {
         *cfg.model.backbone
     }
@@ -195,6 +205,21 @@ def test_distillation_changes_the_model_alone(variant):
     assert cfg.model.pop('distill') == dict(mode='soft', tau=1.0, alpha=0.9)
     assert cfg.model.pop('teacher') == dict(model='timm:regnety_160.deit_in1k')
     del plain.model.type
+    assert cfg.to_dict() == plain.to_dict()
+
+
+@pytest.mark.parametrize(
+    'path',
+    [p for paths in CONFIGS.values() for p in paths if '_reparam' in p.stem],
+    ids=lambda p: p.stem,
+)
+def test_parallel_branches_are_all_that_changes(path):
+    cfg = Config.fromfile(path)
+    plain = Config.fromfile(path.with_stem(path.stem.replace('_reparam', '')))
+    assert cfg.model.backbone.pop('reparam') is True
+    if path.parent.name == 'cls':
+        # Their statistics are averaged, too.
+        assert cfg.custom_hooks[0].pop('update_buffers') is True
     assert cfg.to_dict() == plain.to_dict()
 
 

@@ -42,10 +42,12 @@ pytestmark = pytest.mark.skipif(
 class Segmentor(nn.Module):
     """A backbone and a neck with batch norm."""
 
-    def __init__(self):
+    def __init__(self, reparam=None):
         super().__init__()
         torch.manual_seed(0)
-        self.backbone = EfficientMod(TINY, layer_scale_init_value=0.5)
+        self.backbone = EfficientMod(
+            TINY, layer_scale_init_value=0.5, reparam=reparam
+        )
         self.neck = nn.Sequential(nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4))
 
     def forward(self, x):
@@ -63,19 +65,25 @@ def images():
     )
 
 
-def work(rank, folder):
+def work(rank, folder, reparam=None):
     os.environ['GLOO_SOCKET_IFNAME'] = 'lo'
     torch.distributed.init_process_group(
         'gloo', f'file://{folder}/rendezvous', rank=rank, world_size=2
     )
     # Batch statistics of halves differ from those of the whole.
-    model = Segmentor().train()
+    model = Segmentor(reparam).train()
     model.neck[1].eval()
-    parallel = DistributedDataParallel(model)
+    # As MMEngine does, buffers stay each process's own.
+    parallel = DistributedDataParallel(model, broadcast_buffers=False)
     loss_of(parallel, images()[2 * rank :][:2]).backward()
-    grads = {n: p.grad for n, p in model.named_parameters()}
-    torch.save(grads, f'{folder}/{rank}.pth')
+    torch.save(trained(model), f'{folder}/{rank}.pth')
     torch.distributed.destroy_process_group()
+
+
+def trained(model):
+    """What a step leaves: gradients, and statistics of batch norms."""
+    grads = {n: p.grad for n, p in model.named_parameters()}
+    return grads, dict(model.named_buffers())
 
 
 def test_gradients_of_two_processes(tmp_path):
@@ -83,10 +91,28 @@ def test_gradients_of_two_processes(tmp_path):
     model = Segmentor().train()
     model.neck[1].eval()
     loss_of(model, images()).backward()
-    expected = {n: p.grad for n, p in model.named_parameters()}
+    expected, _ = trained(model)
     for rank in range(2):
-        got = torch.load(tmp_path / f'{rank}.pth', weights_only=True)
+        got, _ = torch.load(tmp_path / f'{rank}.pth', weights_only=True)
         assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_parallel_branches_in_two_processes(tmp_path):
+    """Each has the statistics of its half; the gradients are the mean."""
+    torch.multiprocessing.spawn(work, (str(tmp_path), True), nprocs=2)
+    halves = []
+    for half in images().split(2):
+        model = Segmentor(reparam=True).train()
+        model.neck[1].eval()
+        loss_of(model, half).backward()
+        halves.append(trained(model))
+    mean = {n: (halves[0][0][n] + halves[1][0][n]) / 2 for n in halves[0][0]}
+    assert mean.keys() > dict(Segmentor().named_parameters()).keys()
+    for rank, (_, buffers) in enumerate(halves):
+        got = torch.load(tmp_path / f'{rank}.pth', weights_only=True)
+        assert_close(got, (mean, buffers), rtol=1e-5, atol=1e-6)
+    first, second = (buffers for _, buffers in halves)
+    assert any((first[n] != second[n]).any() for n in first)
 
 
 def test_sync_bn_conversion_takes_the_neck_alone():
@@ -122,6 +148,15 @@ MEANS = [
     ),
     pytest.param(CLS, ['model.train_cfg=None'], marks=pytest.mark.slow),
     (DISTILLED, ['model.train_cfg=None']),
+    pytest.param(
+        CLS,
+        [
+            'model.train_cfg=None',
+            'model.backbone.reparam=True',
+            'model.backbone.norm_eval=True',
+        ],
+        marks=pytest.mark.slow,
+    ),
 ]
 
 

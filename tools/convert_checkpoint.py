@@ -1,10 +1,10 @@
 """Turn a checkpoint of the EfficientMod authors into this project's layout.
 
 Takes their classifiers (timm), detectors (mmdet 2) and segmentors (mmseg 0),
-and checkpoints that this project trained. A whole model is written as
-`backbone.*` and the toolbox's own names, a classifier's head as `head.fc.*`,
-which is MMPretrain's layout, too; `--part backbone` writes the names of the
-backbone alone.
+and checkpoints that this project trained, whose parallel branches `--deploy`
+merges (docs/reparam.md). A whole model is written as `backbone.*` and the
+toolbox's own names, a classifier's head as `head.fc.*`, which is MMPretrain's
+layout, too; `--part backbone` writes the names of the backbone alone.
 """
 
 from __future__ import annotations
@@ -61,6 +61,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='take the averaged weights of a file that holds both',
     )
     parser.add_argument(
+        '--deploy',
+        action='store_true',
+        help='merge the parallel branches of a training with reparam, which '
+        'gives a checkpoint of the plain variant',
+    )
+    parser.add_argument(
         '--force', action='store_true', help='replace DST if it exists'
     )
     parser.add_argument(
@@ -78,7 +84,9 @@ def main(argv: Sequence[str] | None = None) -> Conversion:
             f'{args.dst} exists; give another name, or --force to replace it'
         )
     model = args.config and cli.build_model(load_config(args.config))
-    result = convert_checkpoint(args.src, args.part, args.use_ema, model)
+    result = convert_checkpoint(
+        args.src, args.part, args.use_ema, model, args.deploy
+    )
     save_checkpoint(result, args.dst)
     show(result, args)
     return result
@@ -99,6 +107,12 @@ def show(result: Conversion, args: argparse.Namespace) -> None:
     print(f'{args.src}: {result.kind}, EfficientMod {arch}')
     print(f'taken: {result.source}')
     Console(width=110).print(table)
+    if args.deploy:
+        print(
+            f'merged: the parallel branches of reparam={result.merged}'
+            if result.merged
+            else 'merged: nothing, there are no parallel branches'
+        )
     values = sum(w.numel() for w in result.weights.values())
     if args.config:
         fits = f'fits {args.config}'
@@ -106,6 +120,8 @@ def show(result: Conversion, args: argparse.Namespace) -> None:
         fits = 'the backbone fits; for neck and heads, name a --config'
     else:
         fits = f'fits EfficientMod {result.arch}'
+        if result.reparam:
+            fits += f' with reparam={result.reparam}'
     print(
         f'{args.dst}: {len(result.weights)} tensors, {values / 1e6:.2f} M '
         f'values; {fits}'

@@ -247,14 +247,21 @@ def _has_own_backward(*modules: nn.Module) -> bool:
     )
 
 
-def is_plain(module: nn.Module) -> bool:
+def is_plain(
+    module: nn.Module,
+    kinds: tuple[type[nn.Module], ...] = (nn.Linear, nn.LayerNorm, nn.Conv2d),
+) -> bool:
     """Whether a layer is no more than its weights, and need not be called.
 
     It may be more by its class, by a hook, or by a ``forward`` that was put
     in, as parametrisation, LoRA and quantisation do.
+
+    Args:
+        module: The layer.
+        kinds: Classes that are plain ones.
     """
     return (
-        type(module) in (nn.Linear, nn.LayerNorm, nn.Conv2d)
+        type(module) in kinds
         and type(module.weight) in (nn.Parameter, Tensor)
         and 'forward' not in vars(module)
         and not module._forward_hooks

@@ -12,16 +12,18 @@ a ``(N, C, H, W)`` view in PyTorch's ``channels_last`` format: no copies.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
+from mmengine.logging import print_log
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
+from mmefficientmod.checkpoint import CheckpointError
 from mmefficientmod.models.backbones.pyramid import (
     PyramidBackbone,
     Stage,
@@ -43,6 +45,11 @@ from mmefficientmod.models.backward import (
     product_linear,
 )
 from mmefficientmod.models.folding import Foldable
+from mmefficientmod.models.reparam import (
+    ParallelBranches,
+    kinds_of,
+    parse_reparam,
+)
 from mmefficientmod.registry import MODELS
 
 # One line a variant, as in the paper's table of configurations. The ratios
@@ -100,6 +107,10 @@ OFFICIAL_NAMES: tuple[tuple[str, Any], ...] = (
 )
 
 
+# What stands in the names of branches between block and branch.
+BRANCHES = '.context.branches.'
+
+
 class PatchEmbed(nn.Module):
     """Strided convolution and LayerNorm: the stem and the downsampling.
 
@@ -142,6 +153,10 @@ class ContextBranch(nn.Module):
     Args:
         dim: Channels C.
         kernel_size: Side of the depth-wise kernel.
+
+    Attributes:
+        branches: What runs beside the convolution, while it is trained; None
+            in the plain variants.
     """
 
     def __init__(self, dim: int, kernel_size: int = 7) -> None:
@@ -150,12 +165,22 @@ class ContextBranch(nn.Module):
         self.conv = nn.Conv2d(
             dim, dim, kernel_size, padding=kernel_size // 2, groups=dim
         )
+        self.branches: ParallelBranches | None = None
         self.g = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """``f(x)``, ``(N, H, W, C)``, to the context, ``(N, H, W, C)``."""
-        x = to_nhwc(depthwise_conv(to_nchw_view(x), self.conv))
-        return gelu_linear(x, self.g)
+        x = to_nchw_view(x)
+        out = depthwise_conv(x, self.conv)
+        if self.branches is not None:
+            out = self.branches(x, out)
+        return gelu_linear(to_nhwc(out), self.g)
+
+    def merge_branches(self) -> None:
+        """Merge the branches into the convolution, and be without them."""
+        self.branches.merge_into(self.conv)
+        del self.branches  # or its name would stay among the modules
+        self.branches = None
 
 
 class ModulationMlp(nn.Module):
@@ -424,11 +449,19 @@ class EfficientMod(Foldable, PyramidBackbone):
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the
             first n stages: no gradient and evaluation mode. Default: -1.
         norm_eval: Keep batch norms below this module in evaluation mode
-            while training. The variants have LayerNorm only, which is the
-            same in both modes; the option serves batch norms that a user
-            puts in. Default: False.
+            while training: those of ``reparam``, and what a user puts in. The
+            plain variants have LayerNorm only, which is the same in both
+            modes. Default: False.
         with_cp: Recompute each block in the backward pass to save memory.
             Default: False.
+        reparam: Branches that run beside the 7x7 convolution of each
+            modulation block while it is trained, each with a batch norm, and
+            are merged into it afterwards: True for a 3x3 convolution and the
+            identity, or a sequence of odd kernel sizes below 7 and
+            ``'identity'``. Their batch norms start with weight 1, as in
+            RepVGG and RepLKNet; weights of a plain variant start them with
+            weight 0, so that the outputs are those of the plain variant.
+            Default: None, which builds none.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads a
             checkpoint of this project or of the authors strictly; see
             :func:`mmefficientmod.checkpoint.load_pretrained`.
@@ -436,11 +469,12 @@ class EfficientMod(Foldable, PyramidBackbone):
     Attributes:
         out_channels: Channels of each returned level.
         out_strides: Stride of each returned level, in pixels.
+        reparam: The branches at hand; none once they are merged.
         deployed: Whether it is folded for inference.
 
     Raises:
-        ValueError: For an unknown arch, a malformed dict or an index or
-            number of stages out of range.
+        ValueError: For an unknown arch, a malformed dict, an index or number
+            of stages out of range, or branches that cannot be.
 
     Example:
         >>> model = EfficientMod('s')
@@ -459,6 +493,7 @@ class EfficientMod(Foldable, PyramidBackbone):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
+        reparam: bool | Sequence[int | str] | None = None,
         init_cfg: Mapping[str, Any] | Sequence[Mapping] | None = None,
     ) -> None:
         arch = parse_arch(arch)
@@ -497,17 +532,118 @@ class EfficientMod(Foldable, PyramidBackbone):
         self.norm = nn.LayerNorm(dims[-1]) if final_norm else None
 
         self.apply(init_linear)
+        # At last, so that all else starts as in the plain variant.
+        self.reparam = parse_reparam(reparam)
+        self._add_branches()
         self._freeze_stages()
 
+    def _add_branches(self) -> None:
+        contexts = [m for m in self.modules() if isinstance(m, ContextBranch)]
+        if self.reparam and not contexts:
+            raise ValueError(
+                f'reparam={self.reparam} is for modulation blocks, whose 7x7 '
+                'convolution gets parallel branches, and this arch has none '
+                '(MBConv and attention blocks take no branches)'
+            )
+        for context in contexts if self.reparam else ():
+            channels = context.conv.in_channels
+            context.branches = ParallelBranches(channels, self.reparam)
+        # Their names, while no wrapper has put something in.
+        self._branch_keys = {k for k in self.state_dict() if BRANCHES in k}
+
     def _rename_keys(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return rename_official_keys(weights)
+        weights = rename_official_keys(weights)
+        return weights | self.silent_branches(weights)
+
+    def silent_branches(
+        self, weights: Mapping[str, Tensor], prefix: str = ''
+    ) -> dict[str, Tensor]:
+        """What weights of the plain variant lack for one with branches.
+
+        Args:
+            weights: Those of a plain variant, to which branches are given
+                that change nothing, or of one with branches like these.
+            prefix: What the names in the weights begin with.
+
+        Returns:
+            Weights of the branches, with 0 in their batch norms; nothing if
+            the weights have branches themselves.
+
+        Raises:
+            CheckpointError: If the weights have other branches.
+        """
+        later = tuple(
+            f'stages.{i}.' for i in range(self.num_built, self.num_stages)
+        )
+        given = {
+            k.removeprefix(prefix)
+            for k in weights
+            if k.startswith(prefix) and BRANCHES in k
+        }
+        given = {k for k in given if not k.startswith(later)}
+        if given == self._branch_keys:
+            return {}
+        if given:
+            raise CheckpointError(_branches_differ(given, self._branch_keys))
+        silent = {}
+        own = self.state_dict()
+        for key in self._branch_keys:
+            conv, _, part = key.partition(BRANCHES)
+            if f'{prefix}{conv}.context.conv.weight' in weights:
+                start = own[key]
+                if '.norm.' in part:
+                    variance = part.endswith('running_var')
+                    start = torch.full_like(start, int(variance))
+                silent[prefix + key] = start
+        if silent:
+            print_log(
+                'the weights are those of a plain EfficientMod: its parallel '
+                'branches start at zero',
+                logger='current',
+            )
+        return silent
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any
+    ) -> None:
+        # Of those of a training, a folded one has more to say.
+        if not self.deployed:
+            state_dict.update(self.silent_branches(state_dict, prefix))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @torch.no_grad()
+    def merge_branches(self) -> EfficientMod:
+        """Merge the branches of ``reparam`` into the 7x7 convolutions.
+
+        What is left is the plain variant with the same outputs in evaluation,
+        which can be trained further.
+
+        Returns:
+            The module itself.
+
+        Raises:
+            RuntimeError: If one of these layers is more than its weights or
+                has a hook, or a norm is no batch norm.
+        """
+        contexts = [
+            m
+            for m in self.modules()
+            if isinstance(m, ContextBranch) and m.branches is not None
+        ]
+        for context in contexts:
+            context.branches.check_mergeable(context.conv)
+        for context in contexts:
+            context.merge_branches()
+        self.reparam, self._branch_keys = (), set()
+        return self
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Fold norms and layer scale into the linear layers at hand.
+        """Fold branches, norms and layer scale into the layers at hand.
 
-        The affine parts of the norms go into the layers behind them, the
-        layer scale into the one before it.
+        The branches of ``reparam`` go into the convolutions beside them, the
+        affine parts of the norms into the layers behind them, the layer scale
+        into the one before it.
 
         Raises:
             RuntimeError: If one of these layers is more than its weights,
@@ -521,8 +657,34 @@ class EfficientMod(Foldable, PyramidBackbone):
                     f'{type(layer).__name__} is more than its weights, or '
                     'has a hook; merge it or take the hook off first'
                 )
+        self.merge_branches()
         for block in blocks:
             block.fold()
+
+
+def _branches_differ(given: set[str], own: set[str]) -> str:
+    kinds = reparam_of(given)
+    if not own:
+        return (
+            f'the weights have parallel branches, reparam={kinds}, and the '
+            'model has none: merge them by tools/convert_checkpoint.py FILE '
+            f'NEW_FILE --deploy, or build the model with reparam={kinds}'
+        )
+    if kinds != reparam_of(own):
+        return (
+            f'the weights have the parallel branches reparam={kinds}, and the '
+            f'model has reparam={reparam_of(own)}: build it with the former, '
+            'or merge the branches of the weights by '
+            'tools/convert_checkpoint.py FILE NEW_FILE --deploy and have '
+            'others start from zero'
+        )
+    missing, unknown = sorted(own - given), sorted(given - own)
+    return (
+        'the weights have a part of the parallel branches: of the '
+        f'{len(own)} tensors, {len(missing)} are missing'
+        + (f', such as {missing[0]}' if missing else '')
+        + (f'; the model has no {unknown[0]}' if unknown else '')
+    )
 
 
 def rename_official_keys(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -537,6 +699,12 @@ def rename_official_keys(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             name = re.sub(pattern, replacement, name)
         renamed[name] = value
     return renamed
+
+
+def reparam_of(names: Iterable[str]) -> tuple[int | str, ...]:
+    """The ``reparam`` of a model, from the names of its tensors."""
+    found = {k.partition(BRANCHES)[2].partition('.')[0] for k in names}
+    return kinds_of(found - {''})
 
 
 def fold_affine(norm: nn.LayerNorm, *linears: nn.Linear) -> None:

@@ -1,0 +1,3 @@
+_base_ = './fpn_efficientmod_s_conv_ade20k.py'
+
+model = dict(backbone=dict(reparam=True))  # docs/reparam.md
