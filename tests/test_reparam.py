@@ -109,6 +109,7 @@ def test_it_is_the_sum_of_the_branches():
         (dict(reparam=(4, 'identity')), r'reparam=\(4, .identity.\) names no'),
         (dict(reparam=(3, 3)), 'each once'),
         (dict(reparam=(True,)), 'names no branches'),
+        (dict(reparam=(3.0,)), 'names no branches'),
         (dict(reparam='identity'), 'names no branches'),
         (dict(reparam=3), 'such as'),
         (dict(arch='mbconv_xs', reparam=True), 'is for modulation blocks'),

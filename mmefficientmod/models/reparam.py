@@ -49,7 +49,7 @@ def parse_reparam(
     if (
         isinstance(reparam, str)
         or not isinstance(reparam, Sequence)
-        or any(type(x) is bool or x not in possible for x in reparam)
+        or any(type(x) not in (int, str) or x not in possible for x in reparam)
         or len(set(reparam)) < len(reparam)
     ):
         raise ValueError(
