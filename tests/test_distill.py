@@ -28,7 +28,9 @@ from mmefficientmod.cli import import_toolbox
 from mmefficientmod.config import ConfigError, find_config, load_config
 from mmefficientmod.models.distill import Distillation, Teacher
 from mmefficientmod.models.distill.teacher import DEIT_TEACHER
+from mmefficientmod.swap import swap_backbone
 
+ROOT = Path(__file__).parents[1]
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 TINY = dict(
     dims=(8, 16, 24, 32),
@@ -672,10 +674,19 @@ for kind, toolbox in ('Classifier', 'mmpretrain'), ('Segmentor', 'mmseg'):
     subprocess.run([sys.executable, '-c', code], check=True)
 
 
+def test_another_backbone_is_taught_as_well():
+    cfg = load_config(CONFIG.format('s_distill'))
+    before = copy.deepcopy(cfg.model)
+    new = swap_backbone(cfg, 'efficientmod_xxs').model
+    assert new.type == 'mmefficientmod.DistilledClassifier'
+    assert (new.backbone.arch, new.head.in_channels) == ('xxs', 256)
+    assert (new.teacher, new.distill) == (before.teacher, before.distill)
+
+
 # ------------------------------------------------------------- the miniature
 
 CONFIG = 'mmefficientmod::cls/efficientmod_{}_in1k.py'
-# Two steps of two images, which mixing takes in pairs.
+# Two steps of two images.
 FEW = [
     'train_cfg.max_epochs=1',
     'train_dataloader.dataset.indices=4',
@@ -946,6 +957,26 @@ def test_a_segmentor_needs_a_teacher(coarse):
     )
     with pytest.raises(ConfigError, match=r'no logits \(N, classes, H, W\)'):
         model.loss(**model.data_preprocessor(scenes(), True))
+
+
+DOCS = (ROOT / 'docs/distillation.md').read_text()
+
+
+@pytest.mark.parametrize('number', [0, 1])
+def test_examples_of_the_docs_build(tmp_path, number):
+    text = DOCS.split('```python\n')[1 + number].split('```')[0]
+    # MMEngine finds it in an installed package alone.
+    name = 'mmefficientmod::seg/fpn_efficientmod_xxs_ade20k.py'
+    path = tmp_path / 'mine.py'
+    path.write_text(text.replace(name, str(find_config(name))))
+    cfg = load_config(str(path))
+    cfg.model.data_preprocessor = cfg.data_preprocessor
+    scope = ('mmpretrain', 'mmseg')[number]
+    model = build(cfg.model, scope)
+    kind = ('DistilledClassifier', 'DistilledSegmentor')[number]
+    assert type(model).__name__ == kind
+    assert model.teacher.given.rgb
+    assert model.teacher.given.mean == pytest.approx(IMAGENET['mean'])
 
 
 DISTILLED_FPN = """
