@@ -29,6 +29,7 @@ from mmengine.model import (
     is_model_wrapper,
     revert_sync_batchnorm,
 )
+from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import (
@@ -247,6 +248,25 @@ class _Tool:
         super().register_hooks(*args, **kwargs)
         self.register_hook(SeedStepHook())
 
+    def count_accumulation(self, auto_scale_lr: dict | None) -> dict | None:
+        """What the learning rate is scaled by, for MMEngine.
+
+        It compares the images of an iteration with ``base_batch_size``,
+        which are those of a step of the optimizer.
+        """
+        wrapper = self.cfg.get('optim_wrapper') or {}
+        counts = wrapper.get('accumulative_counts', 1)
+        if counts == 1 or not (auto_scale_lr or {}).get('enable'):
+            return auto_scale_lr
+        base = auto_scale_lr['base_batch_size']
+        print_log(
+            f'Gradients of {counts} iterations are accumulated: of the '
+            f'{base} images that the learning rate is for, an iteration has '
+            f'{base / counts:g}.',
+            'current',
+        )
+        return dict(auto_scale_lr, base_batch_size=base / counts)
+
 
 class ToolRunner(_Tool, Runner):
     """MMEngine's runner, with a terminal that shows progress.
@@ -279,6 +299,12 @@ class ToolRunner(_Tool, Runner):
             model_wrapper_cfg = dist.without_device(model_wrapper_cfg)
         return super().wrap_model(model_wrapper_cfg, model)
 
+    def scale_lr(
+        self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None
+    ) -> None:
+        """Scale the learning rate by the images of an optimizer's step."""
+        super().scale_lr(optim_wrapper, self.count_accumulation(auto_scale_lr))
+
 
 class ToolFlexibleRunner(_Tool, FlexibleRunner):
     """MMEngine's runner with a strategy, such as FSDP, in the same way."""
@@ -304,6 +330,7 @@ class ToolFlexibleRunner(_Tool, FlexibleRunner):
                 'tools/dist_train.sh'
             )
         built = super().build_strategy(strategy, launcher, **kwargs)
+        built._auto_scale_lr = self.count_accumulation(built._auto_scale_lr)
         show_progress(built.logger)
         return built
 

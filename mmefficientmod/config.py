@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+import logging
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import MODULE2PACKAGE, ConfigParsingError
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 # Toolboxes whose configs the tools serve.
@@ -124,7 +126,9 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
     that stands, ``scale`` is put into every pipeline that resizes to a scale
     of two sides, and a new ``train_cfg.max_iters`` or ``max_epochs`` scales
     the part of the learning-rate schedule that counts the same, unless the
-    options set that too.
+    options set that too. With ``optim_wrapper.accumulative_counts``, what
+    follows the steps of the optimizer goes on to do so: see
+    :func:`follow_accumulation`.
 
     Args:
         cfg: The config, changed in place.
@@ -144,6 +148,7 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
     if by_epoch and length and options.get('train_cfg.max_iters'):
         count_iterations(cfg, options['train_cfg.max_iters'])
         length, by_epoch = _length(cfg)
+    accumulated = _accumulation(cfg)
     try:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError, AssertionError) as error:
@@ -160,6 +165,46 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
             scale_schedule(cfg, epochs=factor)
         else:
             scale_schedule(cfg, iters=factor)
+    if _accumulation(cfg) != accumulated:
+        follow_accumulation(cfg, _accumulation(cfg) / accumulated, options)
+
+
+def follow_accumulation(
+    cfg: Config, factor: float, options: Mapping[str, Any]
+) -> None:
+    """Have what goes with the steps of the optimizer follow accumulation.
+
+    MMEngine counts iterations, of which a step now takes ``factor`` times as
+    many. An average of the weights is updated once a step. In a training that
+    counts epochs, a warm-up that counts iterations takes as many steps as
+    before. In one that counts iterations, their number stays; a warning says
+    so where the options do not set it.
+
+    Args:
+        cfg: The config, changed in place.
+        factor: New iterations a step, by the old ones.
+        options: Those of the command line; what they set is left alone.
+    """
+
+    def is_set(key: str) -> bool:
+        return any(option.startswith(key) for option in options)
+
+    for hook in cfg.get('custom_hooks') or []:
+        if kind_of(hook) == 'EMAHook' and not is_set('custom_hooks'):
+            interval = hook.get('interval', 1) * factor
+            hook['interval'] = max(1, round(interval))
+    length, by_epoch = _length(cfg)
+    if by_epoch and not is_set('param_scheduler'):
+        scale_schedule(cfg, iters=factor)
+    elif length and not by_epoch and not is_set('train_cfg.max_iters'):
+        print_log(
+            f'{length} iterations are {length // _accumulation(cfg)} steps of '
+            'the optimizer, since gradients are accumulated; '
+            f'train_cfg.max_iters={round(length * factor)} has as many steps '
+            'as before',
+            logger='current',
+            level=logging.WARNING,
+        )
 
 
 def replace_everywhere(cfg: Any, old: Any, new: Any) -> Any:
@@ -316,6 +361,21 @@ def _length(cfg: Config) -> tuple[int, bool]:
     if train_cfg.get('max_iters'):
         return train_cfg['max_iters'], False
     return train_cfg.get('max_epochs') or 0, True
+
+
+def _accumulation(cfg: Config) -> int:
+    """Iterations for each step of the optimizer.
+
+    Raises:
+        ConfigError: If it is no such number.
+    """
+    counts = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+    if not isinstance(counts, int) or counts < 1:
+        raise ConfigError(
+            f'optim_wrapper.accumulative_counts={counts} is no number of '
+            'iterations for each step of the optimizer, 1 or more'
+        )
+    return counts
 
 
 def _like(old: Any, new: Any) -> Any:
