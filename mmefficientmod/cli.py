@@ -432,13 +432,26 @@ class CheckpointCheckHook(Hook):
 
     Args:
         path: Name of the file, for messages.
+        classes: Names of the classes that it must have been trained on.
+            Default: any.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(
+        self, path: str, classes: Sequence[str] | None = None
+    ) -> None:
         self.path = path
+        self.classes = classes
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Load it strictly, ahead of MMEngine."""
+        meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
+        trained = list(meta.get('classes') or ())
+        if self.classes and trained and trained != list(self.classes):
+            raise CheckpointError(
+                f'{self.path} was trained on the classes '
+                f'{", ".join(trained)}, and the data has '
+                f'{", ".join(self.classes)}'
+            )
         model = runner.model
         # FSDP has to gather its shards itself.
         while not isinstance(model, FullyShardedDataParallel) and (
@@ -458,9 +471,11 @@ def check_exists(checkpoint: str) -> None:
         raise ConfigError(f'checkpoint {checkpoint} does not exist')
 
 
-def check_checkpoint(cfg: Config, path: str) -> None:
-    """Have a run refuse a checkpoint of another model."""
-    add_hook(cfg, type='CheckpointCheckHook', path=path)
+def check_checkpoint(
+    cfg: Config, path: str, classes: Sequence[str] | None = None
+) -> None:
+    """Have a run refuse a checkpoint of another model or other classes."""
+    add_hook(cfg, type='CheckpointCheckHook', path=path, classes=classes)
 
 
 def add_hook(cfg: Config, **hook: Any) -> None:

@@ -15,6 +15,10 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from test_efficientmod import OFFICIAL, assert_matches, official_weights
+from timm.data.constants import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+)
 
 from mmefficientmod import swap
 from mmefficientmod.config import (
@@ -42,7 +46,8 @@ NAMES = {
     'seg': r'fpn_efficientmod_(\w+?)(?:_reparam)?_ade20k',
     'det': r'(?:mask_rcnn|retinanet)_efficientmod_(\w+?)(?:_reparam)?'
     r'_fpn_1x_coco',
-    'cls': r'efficientmod_(\w+?)(?:_distill|_reparam)?_in1k',
+    'cls': r'efficientmod_(\w+?)'
+    r'(?:(?:_distill|_100e|_reparam)?_in1k|_finetune_folder)',
 }
 SCOPES = dict(seg='mmseg', det='mmdet', cls='mmpretrain')
 
@@ -62,6 +67,8 @@ SCOPES = dict(seg='mmseg', det='mmdet', cls='mmpretrain')
             ('s', 's_conv'),
         ),
         ('cls', 'efficientmod_{}_reparam_in1k', ('s', 's_conv')),
+        ('cls', 'efficientmod_{}_100e_in1k', VARIANTS),
+        ('cls', 'efficientmod_{}_finetune_folder', ('s',)),
     ],
 )
 def test_there_is_a_config_for_each_variant(task, name, variants):
@@ -76,7 +83,8 @@ def test_there_is_a_config_for_each_variant(task, name, variants):
     ids=lambda x: getattr(x, 'stem', x),
 )
 def test_config_builds_and_is_what_its_name_says(task, path):
-    assert len(path.read_text().splitlines()) < 40
+    most = 80 if path.stem.endswith('_finetune_folder') else 40
+    assert len(path.read_text().splitlines()) < most
     cfg = Config.fromfile(path)
     match = re.fullmatch(NAMES[task], path.stem)
     assert match, path.stem
@@ -96,8 +104,13 @@ def test_config_builds_and_is_what_its_name_says(task, path):
         assert [cfg.model.head.in_channels] == widths
     else:
         assert cfg.model.neck.in_channels == widths
-    total = dict(seg=32, det=16, cls=2048)[task]
-    assert cfg.train_dataloader.batch_size * 8 == total
+    gpus, total = 8, dict(seg=32, det=16, cls=2048)[task]
+    if '_100e_' in path.stem:
+        total = 1024
+        assert cfg.train_cfg.max_epochs == 100
+    if path.stem.endswith('_finetune_folder'):
+        gpus, total = 1, 64
+    assert cfg.train_dataloader.batch_size * gpus == total
     assert cfg.auto_scale_lr.base_batch_size == total
     if task == 'seg':
         assert cfg.model.pretrained is None
@@ -351,6 +364,35 @@ def test_classifier_has_the_logits_of_the_authors(variant):
     assert_matches(logits, vectors['logits'], 1e-7)
 
 
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_the_short_recipe(variant):
+    plain, cfg = (
+        Config.fromfile(ROOT / f'configs/cls/efficientmod_{name}_in1k.py')
+        for name in (variant, f'{variant}_100e')
+    )
+    # By the batch.
+    assert cfg.optim_wrapper.optimizer.lr == 2e-3
+    # As many steps of warm-up, and as large a share for the average.
+    steps = [1_281_167 / c.auto_scale_lr.base_batch_size for c in (plain, cfg)]
+    warm_up, cosine = cfg.param_scheduler
+    assert warm_up.end * steps[1] == pytest.approx(6 * steps[0], rel=0.01)
+    assert cosine.end == 100
+    shares = [
+        1 / c.custom_hooks[0].momentum / c.train_cfg.max_epochs / n
+        for c, n in zip((plain, cfg), steps, strict=True)
+    ]
+    assert shares[0] == pytest.approx(shares[1], rel=0.01)
+    pipelines = [c.train_dataloader.dataset.pipeline for c in (plain, cfg)]
+    assert pipelines[0][3].magnitude_level == 9
+    pipelines[0][3].magnitude_level = 6
+    del pipelines[0][4]
+    plain_steps, steps = map(without_scope, pipelines)
+    assert plain_steps == steps
+    assert cfg.model.train_cfg.augments[0] == dict(type='Mixup', alpha=0.1)
+    assert cfg.model.head == plain.model.head
+    assert cfg.model.backbone == plain.model.backbone
+
+
 def test_augmentation_of_classification():
     cfg = Config.fromfile(ROOT / 'configs/cls/efficientmod_s_in1k.py')
     crop, flip, augment, erase = cfg.train_dataloader.dataset.pipeline[1:-1]
@@ -358,7 +400,16 @@ def test_augmentation_of_classification():
     assert (flip.prob, flip.direction) == (0.5, 'horizontal')
     assert augment.policies == 'timm_increasing'
     assert (augment.magnitude_level, augment.magnitude_std) == (9, 0.5)
+    assert (augment.num_policies, augment.total_level) == (2, 10)
     assert (erase.erase_prob, erase.mode) == (0.25, 'rand')
+    assert (erase.min_area_ratio, erase.max_area_ratio) == (0.02, 1 / 3)
+    normal = cfg.data_preprocessor
+    assert normal.to_rgb
+    for values, fill, timm in (
+        (normal.mean, erase.fill_color, IMAGENET_DEFAULT_MEAN),
+        (normal.std, erase.fill_std, IMAGENET_DEFAULT_STD),
+    ):
+        assert values == fill[::-1] == pytest.approx([255 * v for v in timm])
     loss = cfg.model.head.loss
     assert (loss.type, loss.label_smooth_val) == ('LabelSmoothLoss', 0.1)
     assert cfg.model.train_cfg.augments == [
@@ -370,6 +421,43 @@ def test_augmentation_of_classification():
     resize, crop = cfg.val_dataloader.dataset.pipeline[1:3]
     assert (resize.scale, resize.interpolation) == (256, 'bicubic')
     assert crop.crop_size == 224
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_rest_of_the_table_of_the_recipe(variant):
+    """What docs/classification_recipe.md says of our side."""
+    cfg = Config.fromfile(ROOT / f'configs/cls/efficientmod_{variant}_in1k.py')
+    backbone = MODELS.build(cfg.model.backbone)
+    rates = {
+        m.drop_prob for m in backbone.modules() if hasattr(m, 'drop_prob')
+    }
+    most = 0.02 if variant in ('s', 's_conv') else 0
+    assert max(rates, default=0) == pytest.approx(most)
+    assert not [m for m in backbone.modules() if is_norm_or_dropout(m)]
+    wrapper = cfg.optim_wrapper
+    assert not {'clip_grad', 'accumulative_counts', 'type'} & {*wrapper}
+    assert (wrapper.optimizer.type, wrapper.optimizer.lr) == ('AdamW', 4e-3)
+    assert (cfg.train_cfg.max_epochs, cfg.train_cfg.val_interval) == (300, 1)
+    loader = cfg.train_dataloader
+    assert (loader.sampler.type, loader.sampler.shuffle) == (
+        'DefaultSampler',
+        True,
+    )
+    assert (loader.batch_size, loader.num_workers) == (256, 5)
+    assert not {'drop_last', 'collate_fn'} & {*loader}
+    assert cfg.default_hooks.checkpoint.interval == 1
+    assert 'max_keep_ckpts' not in cfg.default_hooks.checkpoint
+    assert not cfg.env_cfg.cudnn_benchmark
+    assert not {'compile', 'sync_bn'} & {*cfg}
+    assert cfg.randomness.seed is None
+    assert cfg.load_from is None
+
+
+def is_norm_or_dropout(module):
+    batch_norm = torch.nn.modules.batchnorm._BatchNorm
+    return isinstance(module, batch_norm) or (
+        isinstance(module, torch.nn.Dropout) and module.p > 0
+    )
 
 
 def test_test_images_are_resized_to_a_multiple_of_32():

@@ -237,7 +237,7 @@ def test_mmpretrain_gets_a_classifier_by_its_name(monkeypatch):
     assert names == sorted(
         f'efficientmod_{arch}{kind}_in1k'
         for arch in IMAGENET
-        for kind in ('', '_distill', '_reparam')
+        for kind in ('', '_distill', '_reparam', '_100e')
         if kind != '_reparam' or arch in ('s', 's_conv')
     )
     for kind in ('', '_distill'):

@@ -18,6 +18,10 @@ from mmefficientmod.checkpoint import load_whole
 from mmefficientmod.config import TOOLBOXES, ConfigError, apply_options
 from mmefficientmod.datasets import DataError
 from mmefficientmod.datasets.checks import dataset_dicts
+from mmefficientmod.datasets.folders import (
+    has_class_folders,
+    set_num_classes,
+)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -91,13 +95,13 @@ def build_inferencer(
     if cfg.get('visualizer'):
         cfg.visualizer.vis_backends = None  # the inferencer writes the files
     weights = CheckpointLoader.load_checkpoint(checkpoint, 'cpu')
+    meta = (weights.get('meta') or {}).get('dataset_meta') or {}
     if scope == 'mmseg':
         from mmseg.apis import MMSegInferencer
         from mmseg.registry import DATASETS
 
         # Without them it would draw in the colours of Cityscapes.
         dataset = next(dataset_dicts(cfg, 'test_dataloader'))
-        meta = weights.get('meta', {}).get('dataset_meta')
         meta = meta or DATASETS.get(dataset['type']).METAINFO
         inferencer = MMSegInferencer(
             cfg, checkpoint, meta['classes'], meta['palette'], device=device
@@ -109,6 +113,9 @@ def build_inferencer(
     else:
         from mmpretrain.apis import ImageClassificationInferencer
 
+        # The folders may be elsewhere; the training has seen them.
+        if has_class_folders(cfg) and meta.get('classes'):
+            set_num_classes(cfg, len(meta['classes']))
         inferencer = ImageClassificationInferencer(
             cfg, checkpoint, device=device
         )

@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 
 from mmefficientmod import cli
 from mmefficientmod.config import ConfigError
-from mmefficientmod.datasets import check_data_exists
+from mmefficientmod.datasets import check_data_exists, fit_classes
 from mmefficientmod.datasets.checks import dataset_dicts
 
 
@@ -45,14 +45,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     cfg = cli.load_run_config(args)
     cli.check_exists(args.checkpoint)
     cfg.load_from = args.checkpoint
-    cli.check_checkpoint(cfg, args.checkpoint)
+    check_data_exists(cfg, ('test_dataloader',))
+    classes = fit_classes(cfg, ('test_dataloader',))
+    cli.check_checkpoint(cfg, args.checkpoint, classes)
     if args.amp:
         cfg.test_cfg.fp16 = True
     if args.tta:
         use_tta(cfg, args.config)
     if args.deploy:
         cli.add_hook(cfg, type='mmefficientmod.SwitchToDeployHook')
-    check_data_exists(cfg, ('test_dataloader',))
     with cli.remove_if_failed(cfg.work_dir):
         runner = cli.build_runner(cfg)
         if args.out:

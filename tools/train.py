@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 
 from mmefficientmod import cli
 from mmefficientmod.config import ConfigError, kind_of, load_config
-from mmefficientmod.datasets import check_data_exists
+from mmefficientmod.datasets import check_data_exists, fit_classes
 from mmefficientmod.swap import find_model, set_pretrained
 
 
@@ -66,17 +66,28 @@ def main(argv: Sequence[str] | None = None) -> Runner:
         cli.check_checkpoint(cfg, cfg.load_from)
     if args.pretrained and not args.backbone:
         set_pretrained(cfg, args.pretrained)
-    check_data_exists(cfg, ('train_dataloader', 'val_dataloader'))
+    loaders = ('train_dataloader', 'val_dataloader')
+    check_data_exists(cfg, loaders)
+    classes = fit_classes(cfg, loaders)
     with cli.remove_if_failed(cfg.work_dir):
         runner = cli.build_runner(cfg)
+        if classes:
+            print_log(
+                f'{len(classes)} classes: {", ".join(classes)}', 'current'
+            )
         if not args.mini:
-            warn_without_weights(cfg)
+            warn_without_weights(cfg, fine_tunes=bool(classes))
         runner.train()
     return runner
 
 
-def warn_without_weights(cfg: Config) -> None:
-    """Say so where a recipe for pretrained weights runs without any."""
+def warn_without_weights(cfg: Config, fine_tunes: bool) -> None:
+    """Say so where a recipe for pretrained weights runs without any.
+
+    Args:
+        cfg: The config.
+        fine_tunes: Whether a classifier is for data of the user's own.
+    """
     try:
         backbone = find_model(cfg).backbone
     except ConfigError:  # it brings its own
@@ -85,11 +96,12 @@ def warn_without_weights(cfg: Config) -> None:
         kind_of(backbone) == 'EfficientMod'
         and not backbone.get('init_cfg')
         and not cfg.get('load_from')
-        and cfg.get('default_scope') != 'mmpretrain'
+        and (fine_tunes or cfg.get('default_scope') != 'mmpretrain')
     ):
         print_log(
-            'The backbone starts from random weights; the published results '
-            'start from ImageNet weights: give them with --pretrained FILE',
+            'The backbone starts from random weights'
+            + ('' if fine_tunes else '; the published results do not')
+            + ': give it ImageNet weights with --pretrained FILE',
             logger='current',
             level=30,
         )

@@ -34,7 +34,7 @@ def write_imagenet_mini(root: Path) -> None:
     for split, count in SPLITS.items():
         lines = []
         for i in range(count):
-            for j, (label, wnid, draw) in enumerate(CLASSES):
+            for j, (label, wnid, _, draw) in enumerate(CLASSES):
                 number = len(lines)
                 name = f'ILSVRC2012_val_{number + 1:08d}.JPEG'
                 if split == 'train':
@@ -46,6 +46,23 @@ def write_imagenet_mini(root: Path) -> None:
                 write_image(path, draw_picture(draw, rng))
                 lines.append(f'{name} {label}\n')
         (root / 'meta' / f'{split}.txt').write_text(''.join(lines))
+
+
+def write_folder_mini(root: Path) -> None:
+    """Write the same pictures as somebody's own images, sorted by class.
+
+    Args:
+        root: Folder to write to, for ``{train,val}/NAME/*.jpg`` of 80x80
+            pixels.
+    """
+    for split, count in SPLITS.items():
+        for j, (_, _, name, draw) in enumerate(CLASSES):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                rng = np.random.default_rng([split == 'val', i, j])
+                image = draw_picture(draw, rng)
+                write_image(folder / f'{name}_{i + 1}.jpg', image)
 
 
 def draw_picture(draw: Callable, rng: np.random.Generator) -> np.ndarray:
@@ -144,14 +161,14 @@ def _traffic_light(image, rng, centre, radius) -> None:
         cv2.circle(image, spot, radius // 4, lamp, -1)
 
 
-# Label, as MMPretrain counts the classes, name of the folder and picture.
-CLASSES: tuple[tuple[int, str, Callable], ...] = (
-    (301, 'n02165456', _ladybug),
-    (327, 'n02317335', _starfish),
-    (340, 'n02391049', _zebra),
-    (918, 'n06785654', _crossword),
-    (920, 'n06874185', _traffic_light),
-    (948, 'n07742313', _granny_smith),
-    (950, 'n07747607', _orange),
-    (954, 'n07753592', _banana),
+# Label, as MMPretrain counts the classes, its WordNet id, name and picture.
+CLASSES: tuple[tuple[int, str, str, Callable], ...] = (
+    (301, 'n02165456', 'ladybug', _ladybug),
+    (327, 'n02317335', 'starfish', _starfish),
+    (340, 'n02391049', 'zebra', _zebra),
+    (918, 'n06785654', 'crossword', _crossword),
+    (920, 'n06874185', 'traffic_light', _traffic_light),
+    (948, 'n07742313', 'granny_smith', _granny_smith),
+    (950, 'n07747607', 'orange', _orange),
+    (954, 'n07753592', 'banana', _banana),
 )

@@ -24,7 +24,7 @@ from mmefficientmod.config import (
 from .ade20k_mini import write_ade20k_mini
 from .checks import dataset_dicts
 from .coco_mini import write_coco_mini
-from .imagenet_mini import write_imagenet_mini
+from .imagenet_mini import write_folder_mini, write_imagenet_mini
 
 # The smallest of the family that the authors' teacher is of.
 STAND_IN_TEACHER = dict(
@@ -102,6 +102,18 @@ MINIATURES = {
         max_iters=320,
         # Half of the exponent that fits SGD, as is usual for Adam: the linear
         # rule would leave 3e-5 of 4e-3, too little for so few steps.
+        lr_power=0.5,
+    ),
+    # Stands for anybody's class folders, which are small already.
+    'CustomDataset': Miniature(
+        folder='folder-1',
+        write=write_folder_mini,
+        images=256,
+        images_of_whole=256,
+        scale=(64, 64),
+        crop_size=(64, 64),
+        batch_size=16,
+        max_iters=320,
         lr_power=0.5,
     ),
 }

@@ -1,0 +1,145 @@
+"""Class folders: a data set that says itself which classes it has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from mmefficientmod.config import ConfigError, kind_of, walk
+
+from .checks import DataError, dataset_dicts
+
+
+def fit_classes(cfg: Config, loaders: Sequence[str]) -> list[str] | None:
+    """Fit a classifier to the class folders of its data.
+
+    A folder for each class is how MMPretrain's ``CustomDataset`` takes data
+    without a list of files; it numbers them in alphabetical order.
+
+    Args:
+        cfg: The config, changed in place.
+        loaders: Names of the data loaders in use, which must have the same
+            classes.
+
+    Returns:
+        Names of the classes, or None where the data has no class folders.
+
+    Raises:
+        DataError: If a folder has no classes, a class no images, or two
+            folders differ.
+        ConfigError: If the head does not say how many classes it has.
+    """
+    found: dict[Path, list[str]] = {}
+    names = None
+    for loader in loaders:
+        for dataset in _folder_datasets(cfg, loader):
+            folder = _folder(dataset)
+            found[folder] = _classes(folder, dataset)
+            names = names or (dataset.get('metainfo') or {}).get('classes')
+    if not found:
+        return None
+    (first, classes), *others = found.items()
+    for folder, other in others:
+        if other != classes:
+            raise DataError(
+                f'{first} and {folder} must have the same classes, but '
+                + ' and '.join(
+                    f'{", ".join(more)} is in {where} alone'
+                    for where, more in (
+                        (first, sorted({*classes} - {*other})),
+                        (folder, sorted({*other} - {*classes})),
+                    )
+                    if more
+                )
+            )
+    set_num_classes(cfg, len(classes))
+    return list(names or classes)
+
+
+def has_class_folders(cfg: Config) -> bool:
+    """Whether the data of a config are class folders."""
+    return any(
+        True
+        for loader in ('train_dataloader', 'test_dataloader')
+        for _ in _folder_datasets(cfg, loader)
+    )
+
+
+def set_num_classes(cfg: Config, num_classes: int) -> None:
+    """Set how many classes a classifier has, wherever a config says so.
+
+    Of the metric's ``topk``, what is below that number stays.
+
+    Args:
+        cfg: The config, changed in place.
+        num_classes: How many.
+
+    Raises:
+        ConfigError: If the head does not say how many it has.
+    """
+    model = cfg.get('model') or ConfigDict()
+    head = [n for n in walk(model.get('head')) if 'num_classes' in n]
+    if not head:
+        raise ConfigError(
+            f'{kind_of(model.get("head")) or kind_of(model)} has no '
+            'num_classes to set to the number of class folders; take a config '
+            'with a LinearClsHead'
+        )
+    parts = [
+        model.get('head'), model.get('train_cfg'),
+        model.get('data_preprocessor'), cfg.get('data_preprocessor'),
+        cfg.get('val_evaluator'), cfg.get('test_evaluator'),
+    ]  # fmt: skip
+    for node in walk(parts):
+        if 'num_classes' in node:
+            node['num_classes'] = num_classes
+        if isinstance(node.get('topk'), (list, tuple)):
+            node['topk'] = [k for k in node['topk'] if k < num_classes]
+
+
+def _folder_datasets(cfg: Config, loader: str) -> Iterator[Mapping[str, Any]]:
+    for dataset in dataset_dicts(cfg, loader):
+        if (
+            kind_of(dataset) == 'CustomDataset'
+            and not dataset.get('ann_file')
+            and dataset.get('with_label', True)
+        ):
+            yield dataset
+
+
+def _folder(dataset: Mapping[str, Any]) -> Path:
+    prefix = dataset.get('data_prefix') or ''
+    if isinstance(prefix, Mapping):
+        prefix = prefix.get('img_path') or ''
+    return Path(dataset.get('data_root') or '', prefix)
+
+
+def _classes(folder: Path, dataset: Mapping[str, Any]) -> list[str]:
+    """The classes as the data set will find them, each with images."""
+    from mmpretrain.datasets import CustomDataset
+    from mmpretrain.datasets.custom import find_folders, get_samples
+
+    if not folder.is_dir():
+        raise DataError(
+            f'{folder} does not exist, and its folders would be the classes. '
+            'Name another place with `--cfg-options data_root=...`'
+        )
+    options = {k: dataset[k] for k in ('extensions',) if k in dataset}
+    reader = CustomDataset(data_root=str(folder), lazy_init=True, **options)
+    classes, numbers = find_folders(str(folder))
+    if len(classes) < 2:
+        raise DataError(
+            f'{folder} has {len(classes)} folders of images; there must be '
+            f'one for each class, such as {folder}/cat and {folder}/dog'
+        )
+    _, empty = get_samples(str(folder), numbers, reader.is_valid_file)
+    if empty:
+        raise DataError(
+            f'{folder / min(empty)} has no images, which end in '
+            f'{", ".join(sorted(reader.extensions))}; put some there, or '
+            'remove the folder'
+        )
+    return classes
