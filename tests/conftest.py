@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,30 @@ def metafiles_read_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(utils, 'load', functools.cache(utils.load))
         yield
+
+
+@pytest.fixture(autouse=True)
+def workers_end(monkeypatch):
+    """Processes that load data end with the test.
+
+    Those of an iterator that the garbage collector finds in a circle of
+    references are not told to, waited for, and killed after 5 s each.
+    """
+    from torch.utils.data import DataLoader
+
+    started = weakref.WeakSet()
+    start = DataLoader._get_iterator
+
+    def remember(loader):
+        iterator = start(loader)
+        started.add(iterator)
+        return iterator
+
+    monkeypatch.setattr(DataLoader, '_get_iterator', remember)
+    yield
+    for iterator in list(started):
+        if hasattr(iterator, '_shutdown_workers'):
+            iterator._shutdown_workers()
 
 
 @pytest.fixture(autouse=True)

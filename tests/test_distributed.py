@@ -177,7 +177,8 @@ def gradients(rank, ranks, config, options, folder, port):
     cfg = run_config(
         *[config, '--launcher', launcher, '--cfg-options'],
         f'train_dataloader.batch_size={4 // ranks}',
-        'env_cfg.mp_cfg.mp_start_method=spawn',
+        'train_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False',
         'randomness.seed=0',
         *options,
     )

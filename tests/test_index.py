@@ -285,14 +285,18 @@ def test_parameters(path):
     assert data['Parameters'] == sum(p.numel() for p in model.parameters())
 
 
-# At 800 x 1280, detectors take long, and the rivals are many.
+# At 800 x 1280, detectors take long, and the rivals are many; those that train
+# the plain classifier in another way are no other model.
+SLOW = [p for p in CONFIGS if re.search('_(100e|distill|finetune)_', p.stem)]
+
+
 @pytest.mark.parametrize(
     'path',
     [
         pytest.param(
             path,
             id=path.stem,
-            marks=[pytest.mark.slow] if path in COUNTED else [],
+            marks=[pytest.mark.slow] if path in COUNTED + SLOW else [],
         )
         for path in CONFIGS
     ],

@@ -679,7 +679,17 @@ def train(tool, config, *options):
     return runner, path
 
 
-@pytest.mark.parametrize('name', RUNS, ids=lambda name: name[:3])
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(
+            name,
+            id=name[:3],
+            marks=[pytest.mark.slow] if name.startswith('det') else [],
+        )
+        for name in RUNS
+    ],
+)
 @pytest.mark.parametrize(
     'arch', ['s', pytest.param('s_conv', marks=pytest.mark.slow)]
 )
