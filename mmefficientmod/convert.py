@@ -31,6 +31,7 @@ from mmefficientmod.checkpoint import (
 from mmefficientmod.models.backbones.efficientmod import (
     ARCHS,
     BRANCHES,
+    MBCONV_ARCHS,
     ContextBranch,
     EfficientMod,
     rename_official_keys,
@@ -40,6 +41,7 @@ from mmefficientmod.models.reparam import ParallelBranches, parse_reparam
 from mmefficientmod.version import __version__
 
 PARTS = ('model', 'backbone')
+VARIANTS = ARCHS | MBCONV_ARCHS
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def convert_checkpoint(
     elif arch is None:
         raise CheckpointError(
             f'{path} holds an EfficientMod with {_dims(converted)} channels, '
-            f'which is none of {", ".join(ARCHS)}; name its config with '
+            f'which is none of {", ".join(VARIANTS)}; name its config with '
             '--config'
         )
     else:
@@ -258,9 +260,13 @@ def _dims(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
 
 
 def recognise_arch(weights: Mapping[str, Tensor]) -> str | None:
-    """The variant with the channels of some weights, or None."""
-    dims = _dims(weights)
-    return next((name for name in ARCHS if ARCHS[name]['dims'] == dims), None)
+    """The variant with the channels and blocks of some weights, or None."""
+    modulation = any('.context.' in name for name in weights)
+    wanted = _dims(weights), 'modulation' if modulation else 'mbconv'
+    return next(
+        (k for k, v in VARIANTS.items() if (v['dims'], v['block']) == wanted),
+        None,
+    )
 
 
 def fit_arch(
@@ -288,7 +294,7 @@ def fit_arch(
         head = {k: v for k, v in weights.items() if k.startswith('head.')}
         shapes = {k: tuple(v.shape) for k, v in head.items()}
         classes = next((s[0] for s in shapes.values() if s), 0)
-        dim = ARCHS[arch]['dims'][-1]
+        dim = VARIANTS[arch]['dims'][-1]
         wanted = {'head.fc.weight': (classes, dim), 'head.fc.bias': (classes,)}
         if shapes != wanted:
             raise CheckpointError(

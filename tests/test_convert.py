@@ -229,6 +229,13 @@ def test_a_backbone_loads_as_pretrained_weights(tool):
     )
 
 
+@pytest.mark.parametrize('arch', ['mbconv_xs', 'mbconv_s'])
+def test_mbconv_is_no_modulation_of_the_same_width(tool, arch):
+    torch.save(EfficientMod(arch).state_dict(), 'trained.pth')
+    result = run(tool, 'trained.pth', 'safe.pth', '--part', 'backbone')
+    assert result.arch == arch
+
+
 def test_views_are_written_without_what_they_look_at(workplace):
     shared = torch.rand(10**6)
     weights = official_classifier()

@@ -92,16 +92,7 @@ class PyramidBackbone(BaseModule):
         self.out_indices = parse_out_indices(
             out_indices, num_stages, type(self).__name__
         )
-        if not -1 <= frozen_stages <= num_stages:
-            raise ValueError(
-                f'frozen_stages={frozen_stages} is out of range: -1 freezes '
-                f'nothing, 0 the stem, 1 to {num_stages} stages as well'
-            )
-        if final_norm and self.num_built < num_stages:
-            raise ValueError(
-                f'final_norm=True normalises the last stage, which '
-                f'out_indices={out_indices} leaves out'
-            )
+        check_stages(self.out_indices, num_stages, frozen_stages, final_norm)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.out_channels = tuple(dims[i] for i in self.out_indices)
@@ -195,9 +186,7 @@ class PyramidBackbone(BaseModule):
         super().train(mode)
         self._freeze_stages()
         if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+            keep_statistics(self)
         return self
 
     def _freeze_stages(self) -> None:
@@ -334,6 +323,36 @@ def parse_variant(
                 'a stage'
             )
     return settings
+
+
+def check_stages(
+    out_indices: Sequence[int],
+    num_stages: int,
+    frozen_stages: int,
+    final_norm: bool,
+) -> None:
+    """See that there is what is to be frozen and normalised.
+
+    Raises:
+        ValueError: If there is not.
+    """
+    if not -1 <= frozen_stages <= num_stages:
+        raise ValueError(
+            f'frozen_stages={frozen_stages} is out of range: -1 freezes '
+            f'nothing, 0 the stem, 1 to {num_stages} stages as well'
+        )
+    if final_norm and out_indices[-1] < num_stages - 1:
+        raise ValueError(
+            f'final_norm=True normalises the last stage, which '
+            f'out_indices={tuple(out_indices)} leaves out'
+        )
+
+
+def keep_statistics(module: nn.Module) -> None:
+    """Put the batch norms of a module into evaluation mode."""
+    for norm in module.modules():
+        if isinstance(norm, _BatchNorm):
+            norm.eval()
 
 
 def parse_out_indices(

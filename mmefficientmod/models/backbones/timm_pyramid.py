@@ -27,7 +27,11 @@ from mmefficientmod.checkpoint import (
     pretrained_part,
     read_checkpoint,
 )
-from mmefficientmod.models.backbones.pyramid import parse_out_indices
+from mmefficientmod.models.backbones.pyramid import (
+    check_stages,
+    keep_statistics,
+    parse_out_indices,
+)
 from mmefficientmod.models.folding import Foldable
 from mmefficientmod.registry import MODELS
 
@@ -120,16 +124,7 @@ class TimmPyramid(Foldable, BaseModule):
         self.out_indices = parse_out_indices(
             out_indices, len(STRIDES), model_name
         )
-        if not -1 <= frozen_stages <= len(STRIDES):
-            raise ValueError(
-                f'frozen_stages={frozen_stages} is out of range: -1 freezes '
-                f'nothing, 0 the stem, 1 to {len(STRIDES)} stages as well'
-            )
-        if final_norm and self.out_indices[-1] < len(STRIDES) - 1:
-            raise ValueError(
-                f'final_norm=True normalises the last stage, which '
-                f'out_indices={out_indices} leaves out'
-            )
+        check_stages(self.out_indices, len(STRIDES), frozen_stages, final_norm)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.final_norm = final_norm
@@ -303,9 +298,7 @@ class TimmPyramid(Foldable, BaseModule):
         super().train(mode)
         self._freeze_stages()
         if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+            keep_statistics(self)
         return self
 
     def _freeze_stages(self) -> None:
