@@ -54,8 +54,8 @@ class Normalisation:
     @classmethod
     def of(cls, preprocessor: nn.Module) -> Normalisation:
         """That of a data preprocessor, of images that are loaded as BGR."""
-        # MMPretrain's has the one flag, MMEngine's and its heirs the other.
-        flags = ('to_rgb', '_channel_conversion')
+        # MMPretrain's, MMEngine's with its heirs, and MMSegmentation's.
+        flags = ('to_rgb', '_channel_conversion', 'channel_conversion')
         rgb = any(getattr(preprocessor, flag, False) for flag in flags)
         if not getattr(preprocessor, '_enable_normalize', False):
             return cls(rgb=rgb)
