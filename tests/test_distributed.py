@@ -136,16 +136,13 @@ def run_config(config, *argv):
 # config, and options that take out what depends on the batch. SyncBN becomes
 # plain BN on a CPU, with statistics of each process alone; dropout and mixup
 # differ between processes as they have to.
+GROUP_NORM = [
+    'model.decode_head.norm_cfg.type=GN',
+    'model.decode_head.norm_cfg.num_groups=8',
+    'model.decode_head.dropout_ratio=0.0',
+]
 MEANS = [
-    pytest.param(
-        SEG,
-        [
-            'model.decode_head.norm_cfg.type=GN',
-            'model.decode_head.norm_cfg.num_groups=8',
-            'model.decode_head.dropout_ratio=0.0',
-        ],
-        marks=pytest.mark.slow,
-    ),
+    pytest.param(SEG, GROUP_NORM, marks=pytest.mark.slow),
     pytest.param(CLS, ['model.train_cfg=None'], marks=pytest.mark.slow),
     (DISTILLED, ['model.train_cfg=None']),
     pytest.param(
@@ -393,11 +390,10 @@ optim_wrapper = dict(
 @needs_fsdp
 def test_fsdp_trains_and_resumes(tool, mini_place):
     """As one process with the joined batch; resumed as never stopped."""
-    _, options = MEANS[0]
     Path('rules.py').write_text(RULES)
     config = 'rules.py'
     # Which also keeps the schedule at its length.
-    options = [*options, 'param_scheduler.0.start_factor=1.0']
+    options = [*GROUP_NORM, 'param_scheduler.0.start_factor=1.0']
     argv = [config, '--mini', '--work-dir']
     tool('train').main(
         [*argv, 'one', *short(2, 'train_dataloader.batch_size=4', *options)]
