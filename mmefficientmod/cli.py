@@ -46,6 +46,7 @@ from mmefficientmod import dist
 from mmefficientmod.checkpoint import CheckpointError, load_whole
 from mmefficientmod.config import (
     ConfigError,
+    accumulation,
     apply_options,
     kind_of,
     load_config,
@@ -254,8 +255,7 @@ class _Tool:
         It compares the images of an iteration with ``base_batch_size``,
         which are those of a step of the optimizer.
         """
-        wrapper = self.cfg.get('optim_wrapper') or {}
-        counts = wrapper.get('accumulative_counts', 1)
+        counts = accumulation(self.cfg)
         if counts == 1 or not (auto_scale_lr or {}).get('enable'):
             return auto_scale_lr
         base = auto_scale_lr['base_batch_size']

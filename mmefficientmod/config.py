@@ -148,7 +148,7 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
     if by_epoch and length and options.get('train_cfg.max_iters'):
         count_iterations(cfg, options['train_cfg.max_iters'])
         length, by_epoch = _length(cfg)
-    accumulated = _accumulation(cfg)
+    accumulated = accumulation(cfg)
     try:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError, AssertionError) as error:
@@ -165,8 +165,8 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
             scale_schedule(cfg, epochs=factor)
         else:
             scale_schedule(cfg, iters=factor)
-    if _accumulation(cfg) != accumulated:
-        follow_accumulation(cfg, _accumulation(cfg) / accumulated, options)
+    if accumulation(cfg) != accumulated:
+        follow_accumulation(cfg, accumulation(cfg) / accumulated, options)
 
 
 def follow_accumulation(
@@ -198,7 +198,7 @@ def follow_accumulation(
         scale_schedule(cfg, iters=factor)
     elif length and not by_epoch and not is_set('train_cfg.max_iters'):
         print_log(
-            f'{length} iterations are {length // _accumulation(cfg)} steps of '
+            f'{length} iterations are {length // accumulation(cfg)} steps of '
             'the optimizer, since gradients are accumulated; '
             f'train_cfg.max_iters={round(length * factor)} has as many steps '
             'as before',
@@ -363,7 +363,7 @@ def _length(cfg: Config) -> tuple[int, bool]:
     return train_cfg.get('max_epochs') or 0, True
 
 
-def _accumulation(cfg: Config) -> int:
+def accumulation(cfg: Config) -> int:
     """Iterations for each step of the optimizer.
 
     Raises:

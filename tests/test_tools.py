@@ -31,7 +31,7 @@ def workplace(tmp_path, mini_root, monkeypatch):
                 target = tmp_path / 'data/mini' / path.relative_to(mini_root)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, target)
-    for name in ('coco', 'imagenet', 'folder'):
+    for name in ('coco', 'imagenet'):
         (source,) = mini_root.glob(f'{name}-*')
         shutil.copytree(source, tmp_path / 'data/mini' / source.name)
     return tmp_path
@@ -155,7 +155,7 @@ FAST = ('fpn_mobilevit_s_ade20k', 'retinanet_efficientmod_s_fpn_1x_coco')
         for path in CONFIGS
     ],
 )
-def test_every_config_is_trained(path, tool, workplace):
+def test_every_config_is_trained(path, tool, mini_place):
     task = path.parent.name
     options = ['train_cfg.val_interval=9', 'train_dataloader.batch_size=2']
     if task == 'seg':
