@@ -714,7 +714,12 @@ def fold_affine(norm: nn.LayerNorm, *linears: nn.Linear) -> None:
         bias = shift if linear.bias is None else linear.bias + shift
         linear.bias = nn.Parameter(bias)
         linear.weight *= norm.weight
-    norm.weight = norm.bias = None
+    # PyTorch 2.1 cannot export a norm without weight and bias to ONNX. These
+    # stand in for them, in no checkpoint.
+    for name, value in dict(weight=1.0, bias=0.0).items():
+        constant = torch.full_like(getattr(norm, name).detach(), value)
+        delattr(norm, name)
+        norm.register_buffer(name, constant, persistent=False)
 
 
 def parse_arch(arch: str | Mapping[str, Any]) -> dict[str, Any]:
