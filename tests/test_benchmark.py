@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import itertools
 import json
 import os
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+from matplotlib.text import Text
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.benchmark import Measurement, TaskSpec
@@ -400,6 +402,16 @@ def test_deployed_models_are_checked(run):
     assert 0 < ours.difference < 1e-5
 
 
+@pytest.mark.skipif(not HAS_ORT, reason='needs onnxruntime')
+def test_deployed_models_are_exported(run):
+    (result,) = run('efficientmod_xxs', 'repvit_m0_9', '--deploy', '--mode',
+                    'onnxruntime', '--inputs', '1x32',
+                    '--rounds', '1')  # fmt: skip
+    for row in result.rows:
+        assert row.error is None
+        assert 0 < row.difference < 1e-5
+
+
 def test_breakdown(run):
     (result,) = run('efficientmod_xxs', 'own.py:Tiny', '--breakdown',
                     '--inputs', '1x32', '--rounds', '1')  # fmt: skip
@@ -422,16 +434,69 @@ def test_where_attention_overtakes(attention, text):
         parts = dict(zip(PARTS, (1.0, 3.0, float(seconds)), strict=True))
         row = Row('some', times=[1.0], breakdown=parts)
         case = replace(CASE, height=side, width=side)
-        results.append(
-            Result(
-                case, 'cpu', None, False, True, ['some'], 1, {}, True, [row]
-            )
-        )
+        results.append(make_result([row], case=case, breakdown=True))
     (found,) = report.crossings(results[::-1])
     assert text in found
     assert found.startswith('infer, 1x3xHxW, fp32, 1 thread, cpu: in some,')
     assert report.growth_figure(results) is not None
     assert report.growth_figure(results[:1]) is None
+
+
+def make_result(rows, **changes):
+    """A finished result of rows that were not measured."""
+    settings = dict(
+        case=CASE, device='cpu', within=None, deploy=False, breakdown=False,
+        baselines=[rows[0].model], rounds=1, sources={}, finished=True,
+    )  # fmt: skip
+    return Result(**settings | changes, rows=rows)
+
+
+def test_overview():
+    infer = make_result(
+        [
+            Row('a', 'a', [0.002], params=9 * 10**6),
+            Row('b', 'a', [0.003], params=10**7, published=dict(top1=80.0)),
+        ],
+        deploy=True,
+    )
+    train = make_result(
+        [
+            Row('a', 'a', [0.01], memory=3 * 10**6, params=10**7),
+            Row('c', error='no'),
+        ],
+        case=replace(CASE, mode='train'),
+    )
+    titles, *lines = report.overview([infer, train])
+    case = '1x3x32x32, fp32, 1 thread'
+    assert titles == [
+        'model', 'M params', 'top-1', f'infer, {case}, deployed',
+        f'train, {case}', f'train, {case}, MB',
+    ]  # fmt: skip
+    assert lines == [
+        ['a', '10.00', '', '2.0 (1.00)', '10.0 (1.00)', '3'],
+        ['b', '10.00', '80.0', '3.0 (1.50)', '', ''],
+        ['c', '', '', '', '', ''],
+    ]
+
+
+def test_names_in_pictures_do_not_hide_each_other():
+    rows = [
+        Row(f'model_{n}', times=[1 + n / 100], params=10**7 + n,
+            published=dict(top1=80 + n / 10, top1_distilled=82.0))
+        for n in range(6)
+    ]  # fmt: skip
+    infer, train = make_result(rows), replace(CASE, mode='train')
+    figure = report.latency_figure([infer, make_result(rows, case=train)])
+    time, params = figure.axes
+    assert (time.get_xlabel(), params.get_xlabel()) == ('ms', 'M parameters')
+    for ax in figure.axes:
+        assert {x.get_text() for x in ax.texts} == {x.model for x in rows}
+        boxes = [Text.get_window_extent(x) for x in ax.texts]
+        assert not any(
+            a.overlaps(b) for a, b in itertools.combinations(boxes, 2)
+        )
+        assert all(ax.bbox.fully_overlaps(box) for box in boxes)
+    assert report.latency_figure([make_result(rows, within='own.py')]) is None
 
 
 def test_pareto():
@@ -570,6 +635,16 @@ def test_patterns():
     assert [c.name for c in find_candidates(['*'])] == list(BACKBONES)
     with pytest.raises(ConfigError, match='none of the names .*repvit_m0_9'):
         find_candidates(['repvot_*'])
+
+
+def test_baseline_among_those_of_a_pattern(run):
+    (result,) = run('mbconv_*', 'efficientmod_xxs', '--baseline',
+                    'efficientmod_xxs', '--inputs', '1x32',
+                    '--rounds', '1')  # fmt: skip
+    assert [row.model for row in result.rows] == [
+        'mbconv_xs', 'mbconv_s', 'efficientmod_xxs',
+    ]  # fmt: skip
+    assert {row.baseline for row in result.rows} == {'efficientmod_xxs'}
 
 
 def test_published():

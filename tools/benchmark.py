@@ -25,6 +25,7 @@ from mmefficientmod.benchmark import report
 from mmefficientmod.benchmark.candidates import (
     WITHIN,
     Candidate,
+    expand,
     find_candidates,
 )
 from mmefficientmod.benchmark.measure import Settings, measure_case
@@ -253,8 +254,9 @@ def find_baselines(
     if args.baseline is None:
         return [candidates[0].name]
     names = {candidate.name: candidate.name for candidate in candidates}
-    for given, candidate in zip(args.models, candidates, strict=True):
-        names[given] = candidate.name
+    given = [name for model in args.models for name in expand(model)]
+    for name, candidate in zip(given, candidates, strict=True):
+        names[name] = candidate.name
     for name in args.baseline:
         if name not in names:
             raise ConfigError(

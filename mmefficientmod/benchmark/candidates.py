@@ -136,9 +136,7 @@ def find_candidates(
     if config:
         find_config(config)
     candidates = [
-        find_candidate(name, config)
-        for spec in specs
-        for name in _expand(spec)
+        find_candidate(name, config) for spec in specs for name in expand(spec)
     ]
     names = [candidate.name for candidate in candidates]
     for name in names:
@@ -147,8 +145,12 @@ def find_candidates(
     return candidates
 
 
-def _expand(spec: str) -> list[str]:
-    """The names that a pattern fits, or the text itself."""
+def expand(spec: str) -> list[str]:
+    """The names that a pattern fits, or the text itself.
+
+    Raises:
+        ConfigError: If it fits none.
+    """
     if not re.fullmatch(r'[\w*]*\*[\w*]*', spec):
         return [spec]
     names = fnmatch.filter(BACKBONES, spec)

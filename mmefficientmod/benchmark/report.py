@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
@@ -11,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import LogLocator
+from matplotlib.transforms import Bbox
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
@@ -87,6 +91,9 @@ COLUMNS = (
         'graph_breaks', 'breaks', 'd', lambda r, b: r.graph_breaks),
     Column('error', 'failed', '', lambda r, b: r.error),
 )  # fmt: skip
+
+# Those that are the same in each case.
+SIZES = {'model', 'params_m', 'flops_g', *QUANTITIES}
 
 
 def _values(result: Result) -> list[dict[str, Any]]:
@@ -221,8 +228,19 @@ def _write_csv(results: Results, path: Path) -> None:
 
 
 def markdown(results: Results) -> str:
-    """All results as Markdown."""
+    """All results as Markdown: an overview, then each case."""
     parts = [f'{describe(results.machine)}\n']
+    groups: dict[str | None, list[Result]] = {}
+    for result in results.results:
+        groups.setdefault(result.within, []).append(result)
+    for within, group in groups.items():
+        if len(group) > 1:
+            place = f'within {within}' if within else 'alone'
+            parts.append(
+                f'**All cases, {place}: ms (ratio to '
+                f'{" or ".join(group[0].baselines)})**\n\n'
+                f'{markdown_table(overview(group))}\n'
+            )
     for result in results.results:
         parts.append(
             f'**{heading(result)}**\n\n{markdown_table(_cells(result))}\n'
@@ -241,6 +259,52 @@ def markdown_table(cells: Sequence[Sequence[str]]) -> str:
     return '\n'.join(
         f'| {" | ".join(row)} |' for row in (titles, marks, *rows)
     )
+
+
+def overview(results: Sequence[Result]) -> list[list[str]]:
+    """A line for each model: its size, and time and memory in each case.
+
+    Args:
+        results: Of models that are alone, or within the same.
+
+    Returns:
+        Titles and written values.
+    """
+    fixed = [c for c in COLUMNS if c.key in SIZES]
+    (memory,) = (c for c in COLUMNS if c.key == 'memory_mb')
+    titles = [f'{r.case}{", deployed" * r.deploy}' for r in results]
+    measured = [
+        (
+            Column(f'time {title}', title, '', _time_and_ratio),
+            Column(f'memory {title}', f'{title}, MB', '.0f', memory.value),
+        )
+        for title in titles
+    ]
+    rows = [{row.model: row for row in result.rows} for result in results]
+    # What is folded for inference has fewer parameters than it is known for.
+    unfolded_first = sorted(
+        range(len(results)), key=lambda number: results[number].deploy
+    )
+    values = []
+    for model in dict.fromkeys(name for found in rows for name in found):
+        known = [rows[n][model] for n in unfolded_first if model in rows[n]]
+        line = {c.key: c.value(known[0], None) for c in fixed}
+        for columns, result, found in zip(
+            measured, results, rows, strict=True
+        ):
+            row = found.get(model, Row(model))
+            baseline = result.baseline_of(row)
+            line |= {c.key: c.value(row, baseline) for c in columns}
+        values.append(line)
+    return cells([*fixed, *itertools.chain(*measured)], values)
+
+
+def _time_and_ratio(row: Row, baseline: Row | None) -> str | None:
+    """In ms, and to the baseline."""
+    if not row.times:
+        return None
+    time, ratio = 1e3 * row.measurement.median, row.ratio_to(baseline)
+    return f'{time:.1f}' + ('' if ratio is None else f' ({ratio:.2f})')
 
 
 def rounds_of(result: Result) -> int:
@@ -304,96 +368,192 @@ ACCURACIES = {
 }
 # Those that the reader looks for.
 MARKS = {'efficientmod': ('*', 'C3'), 'repvit': ('D', 'C0')}
+OTHER = ('o', 'dimgrey')
+# Of the first and the second kind of accuracy of a place.
+LOOKS = (('full', '--', 'not distilled'), ('none', ':', 'distilled (hollow)'))
+# Of a name beside its point, the nearest first: to the right, up, and how far
+# in points.
+PLACES = [
+    (right, up, distance)
+    for distance in (4, 10, 18, 28)
+    for right, up in itertools.product((1, -1, 0), (1, -1, 0))
+    if right or up
+]
 
 
 def latency_figure(results: Sequence[Result]) -> Figure | None:
     """Published accuracy against time and parameters, with Pareto fronts.
 
-    A line of panels a case: top-1 for backbones alone, mIoU within Semantic
-    FPN, box AP within Mask R-CNN. What was distilled is hollow, and has a
-    front of its own.
+    A panel for each case and one for the parameters: top-1 for backbones
+    alone, mIoU within Semantic FPN, box AP within Mask R-CNN. What was
+    distilled is hollow, and has a front of its own.
 
     Returns:
         None where no accuracy is known.
     """
-    shown = []
-    for result in results:
-        if result.case.training or result.within not in ACCURACIES:
-            continue
-        keys, label = ACCURACIES[result.within]
-        rows = [r for r in result.rows if r.times and {*keys} & {*r.published}]
-        if rows:
-            shown.append((result, rows, keys, label))
-    if not shown:
+    plots = [plot for place in ACCURACIES for plot in _plots(results, place)]
+    if not plots:
         return None
-    figure, axes = panels(2, len(shown), (6.0, 5.0))
-    quantities = {
-        'ms': lambda row: 1e3 * row.measurement.median,
-        'M parameters': lambda row: row.params / 1e6,
-    }
-    for line, (result, rows, keys, label) in zip(axes, shown, strict=True):
-        for ax, (unit, value) in zip(line, quantities.items(), strict=True):
-            _draw_accuracy(ax, rows, keys, value)
-            ax.set_title(result.title, fontsize=8)
-            ax.set_xlabel(unit)
-            ax.set_ylabel(label)
+    figure, axes = panels(2, math.ceil(len(plots) / 2), (6.0, 5.0))
+    for ax in axes.flat[len(plots) :]:
+        ax.remove()
+    names = [
+        (ax, _draw_accuracy(ax, plot))
+        for ax, plot in zip(axes.flat, plots, strict=False)
+    ]
+    figure.draw_without_rendering()  # before it, axes have no place
+    for ax, texts in names:
+        _spread(ax, texts)
     return figure
 
 
-def _draw_accuracy(
-    ax: Axes,
-    rows: Sequence[Row],
-    keys: Sequence[str],
-    value: Callable[[Row], float],
-) -> None:
-    """A point for each row and accuracy, and a front for each accuracy."""
-    for key, hollow, style in zip(
-        keys, (False, True), ('--', ':'), strict=False
-    ):
+@dataclass(frozen=True)
+class _Plot:
+    """A panel: accuracies of rows against something measured."""
+
+    title: str
+    unit: str
+    label: str
+    keys: Sequence[str]
+    rows: Sequence[Row]
+    value: Callable[[Row], float]
+
+
+def _plots(results: Iterable[Result], within: str | None) -> list[_Plot]:
+    """Those of one place: a panel for each case, then the parameters."""
+    keys, label = ACCURACIES[within]
+    shown = []
+    for result in results:
+        if result.within == within and not result.case.training:
+            rows = [
+                r for r in result.rows if r.times and {*keys} & {*r.published}
+            ]
+            if rows:
+                shown.append((result, rows))
+    if not shown:
+        return []
+    # What is folded has fewer parameters than it is known for.
+    _, unfolded = min(shown, key=lambda pair: pair[0].deploy)
+    return [
+        *(
+            _Plot(
+                result.title, 'ms', label, keys, rows,
+                lambda row: 1e3 * row.measurement.median)
+            for result, rows in shown
+        ),
+        _Plot(
+            'parameters' + (f', within {within}' if within else ''),
+            'M parameters', label, keys, unfolded,
+            lambda row: row.params / 1e6),
+    ]  # fmt: skip
+
+
+def _draw_accuracy(ax: Axes, plot: _Plot) -> list[Annotation]:
+    """A point for each row and accuracy, and a front for each accuracy.
+
+    Returns:
+        The names of the rows, each at the higher of its points.
+    """
+    for key, (fill, style, text) in zip(plot.keys, LOOKS, strict=False):
         points = [
-            (value(row), row.published[key], row.model)
-            for row in rows
+            (plot.value(row), row.published[key], *mark(row.model))
+            for row in plot.rows
             if key in row.published
         ]
-        for x, y, name in points:
-            marker, color = mark(name)
+        for x, y, marker, color in points:
             ax.plot(
                 x,
                 y,
                 marker,
                 color=color,
-                fillstyle='none' if hollow else 'full',
+                fillstyle=fill,
                 markersize=9 if marker == '*' else 5,
             )
-            ax.annotate(
-                name.removeprefix('efficientmod_').replace('_', ' ')
-                if marker == '*'
-                else name,
-                (x, y),
-                (4, 3),
-                textcoords='offset points',
-                fontsize=6,
-                color=color,
-            )
         if points:
-            front = pareto([(x, y) for x, y, _ in points])
+            front = pareto([(x, y) for x, y, *_ in points])
             ax.plot(
                 *zip(*front, strict=True),
                 style,
                 color='grey',
                 zorder=0,
-                label='distilled' if hollow else 'not distilled',
+                label=text,
             )
-    if len(keys) > 1:
+    for row in plot.rows:  # both points of a model are joined
+        ax.vlines(
+            plot.value(row),
+            min(row.published.get(key, math.inf) for key in plot.keys),
+            max(row.published.get(key, 0) for key in plot.keys),
+            color=mark(row.model)[1],
+            lw=0.5,
+        )
+    if len(plot.keys) > 1:
         ax.legend(fontsize=7, loc='lower right', title='Pareto front')
+    ax.set_xscale('log')
+    _label_powers(ax.xaxis)
     ax.margins(0.12, 0.08)
+    ax.set_title(plot.title, fontsize=8)
+    ax.set_xlabel(plot.unit)
+    ax.set_ylabel(plot.label)
+    return [
+        ax.annotate(
+            row.model,
+            (
+                plot.value(row),
+                max(row.published.get(key, 0) for key in plot.keys),
+            ),
+            (4, 4),
+            textcoords='offset points',
+            fontsize=6,
+            color=mark(row.model)[1],
+            arrowprops=dict(arrowstyle='-', lw=0.3, color='grey', shrinkB=3),
+            in_layout=False,
+        )
+        # Those that the reader looks for choose their places first.
+        for row in sorted(plot.rows, key=lambda r: mark(r.model) == OTHER)
+    ]
+
+
+def _spread(ax: Axes, names: Iterable[Annotation]) -> None:
+    """Put names where they hide as little as possible of the panel."""
+    taken = [
+        Bbox.from_bounds(x - 4, y - 4, 8, 8)
+        for line in ax.lines
+        if len(line.get_xydata()) == 1  # a point, no front
+        for x, y in ax.transData.transform(line.get_xydata())
+    ]
+    if ax.get_legend():
+        taken.append(ax.get_legend().get_window_extent())
+    for name in names:
+        hidden = []
+        for place in PLACES:
+            _move(name, place)
+            box = Text.get_window_extent(name)  # without the line to it
+            inside = Bbox.intersection(box, ax.bbox)
+            hidden.append(
+                _area(box)
+                - _area(inside)
+                + sum(_area(Bbox.intersection(box, x)) for x in taken)
+            )
+        _move(name, PLACES[hidden.index(min(hidden))])
+        taken.append(Text.get_window_extent(name))
+
+
+def _move(name: Annotation, place: tuple[int, int, int]) -> None:
+    right, up, distance = place
+    name.xyann = (right * distance, up * distance)
+    name.set_ha({-1: 'right', 0: 'center', 1: 'left'}[right])
+    name.set_va({-1: 'top', 0: 'center', 1: 'bottom'}[up])
+
+
+def _area(box: Bbox | None) -> float:
+    return 0.0 if box is None else box.width * box.height
 
 
 def mark(name: str) -> tuple[str, str]:
     """Marker and colour of a model."""
     return next(
         (mark for start, mark in MARKS.items() if name.startswith(start)),
-        ('o', 'dimgrey'),
+        OTHER,
     )
 
 
@@ -461,9 +621,7 @@ def _draw_growth(
         ax.plot(*zip(*points, strict=True), f'{marker}-', label=name)
     ax.set_xscale('log')
     ax.set_yscale('log')
-    ax.yaxis.set_major_formatter('{x:g}')
-    ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-    ax.yaxis.set_minor_formatter('{x:g}')
+    _label_powers(ax.yaxis)
     ax.tick_params(which='both', labelsize=7)
     sides = [_side(result) for result in group]
     ax.set_xticks(sides, [f'{x:.0f}' for x in sides])
@@ -471,6 +629,13 @@ def _draw_growth(
     ax.legend(fontsize=7)
     ax.set_xlabel('side of the image, pixels')
     return True
+
+
+def _label_powers(axis: Axis) -> None:
+    """Label 1, 2 and 5, and their multiples by 10, on a logarithmic axis."""
+    axis.set_major_formatter('{x:g}')
+    axis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axis.set_minor_formatter('{x:g}')
 
 
 def panels(

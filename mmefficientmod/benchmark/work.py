@@ -291,6 +291,8 @@ def _export(network: nn.Module, image: Tensor, path: str) -> None:
     # Older PyTorch has that exporter alone, and no such argument.
     if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
         arguments['dynamo'] = False
+    # The mode that it puts back at its end; what is folded has no other.
+    network.eval()
     with _silence(), torch.no_grad():
         torch.onnx.export(network, (image,), path, **arguments)
 
