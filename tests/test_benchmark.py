@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import json
 import os
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -325,6 +326,19 @@ def test_saved_bytes():
     assert saved_bytes(lambda: model(image), known[:-1]) == 3 * (8 + 4) * 4
     with torch.no_grad():
         assert saved_bytes(lambda: model(image), []) == 0
+
+
+def test_nothing_is_kept_of_what_was_saved():
+    given = []
+
+    def forward():
+        # The exponential function keeps what it gives.
+        out = torch.ones(8, requires_grad=True).mul(2).exp()
+        given.append(weakref.ref(out))
+        return out.sum()
+
+    assert saved_bytes(forward, []) == 8 * 4
+    assert given[0]() is None
 
 
 def test_saved_bytes_under_autocast(place):

@@ -341,7 +341,8 @@ class SavedTensors(torch.autograd.graph.saved_tensors_hooks):
     def _pack(self, x: Tensor) -> Tensor:
         storage = x.untyped_storage()
         self._storages[storage.data_ptr()] = storage.nbytes()
-        return x
+        # With its graph, what a layer gave would keep itself for ever.
+        return x.detach()
 
     def nbytes(self, known: Iterable[Tensor]) -> int:
         """Bytes that were kept, without those of tensors known anyway."""
