@@ -28,7 +28,12 @@ from mmefficientmod.benchmark.candidates import (
 from mmefficientmod.benchmark.measure import PARTS, Row, Settings, measure_case
 from mmefficientmod.benchmark.published import RIVALS, published
 from mmefficientmod.benchmark.results import Result
-from mmefficientmod.benchmark.work import Case, prepare, saved_bytes
+from mmefficientmod.benchmark.work import (
+    Case,
+    give_proposals,
+    prepare,
+    saved_bytes,
+)
 from mmefficientmod.config import ConfigError, find_config
 from mmefficientmod.models.backbones.efficientmod import ModulationMlp
 from mmefficientmod.zoo import BACKBONES
@@ -554,6 +559,38 @@ def test_within_a_detector(run, place):
     assert ours.params == official.params > 2e7
     # The heads have the same weights, so as many proposals.
     assert ours.flops == official.flops
+
+
+def test_proposals_are_the_same_for_each_model():
+    config = str(find_config(WITHIN['mask_rcnn'][0]))
+    case = Case('train', 2, 96, 128, 'fp32', 1)
+    found = []
+    for name in ('mobilenetv2_100', 'efficientmod_xxs'):
+        model = find_candidate(name, config).build()
+        model.train_cfg.rcnn.sampler.num = 16
+        give_proposals(model, case)
+        for mode, method in (('infer', 'forward'), ('train', 'loss')):
+            work = prepare(
+                model, replace(case, mode=mode), torch.rand(2, 3, 96, 128)
+            )
+            second_stage = getattr(model.roi_head, method)
+
+            def spy(x, results, *others, second_stage=second_stage):
+                found.append([result.bboxes for result in results])
+                return second_stage(x, results, *others)
+
+            setattr(model.roi_head, method, spy)
+            work.run()
+    assert len(found) == 4
+    for images in found:
+        for boxes in images:
+            count = min(len(boxes), len(found[0][0]))
+            assert count > 50
+            assert_close(boxes[:count], found[0][0][:count])
+            assert boxes.min() >= 0
+            assert (boxes[:, 2:] - boxes[:, :2]).min() >= 15.9
+            assert boxes[:, 2].max() <= 128
+            assert boxes[:, 3].max() <= 96
 
 
 def test_a_classifier(run):

@@ -22,7 +22,13 @@ from mmefficientmod.benchmark.candidates import (
     weights_key,
 )
 from mmefficientmod.benchmark.published import published
-from mmefficientmod.benchmark.work import Case, Work, prepare, saved_bytes
+from mmefficientmod.benchmark.work import (
+    Case,
+    Work,
+    give_proposals,
+    prepare,
+    saved_bytes,
+)
 from mmefficientmod.complexity import measure as measure_complexity
 from mmefficientmod.config import ConfigError
 from mmefficientmod.deploy import switch_to_deploy
@@ -227,6 +233,7 @@ def _start(
     _free(device)  # what is left of the one before
     allocated = _allocated(device)
     model = candidate.build().to(device)
+    give_proposals(model, case)
     altered = case != case.eager
     # Whole models are not compared: what heads do with rounding, such as
     # choosing proposals, may be anything.

@@ -8,7 +8,7 @@ import inspect
 import io
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,55 @@ def annotations(
             )
         )
     return samples
+
+
+def give_proposals(model: nn.Module, case: Case) -> None:
+    """Have the second stage of a detector get boxes that are always the same.
+
+    The RPN works as before. But which boxes it proposes hangs on the weights,
+    random as a rule, and how long RoIAlign takes hangs on their sizes.
+
+    Args:
+        model: A model. What has no RPN is left as it is.
+        case: What it is run on.
+    """
+    head = getattr(model, 'rpn_head', None)
+    if head is None:
+        return
+
+    def replace(results: Sequence[Any]) -> None:
+        for result in results:
+            boxes = proposals(len(result), case.height, case.width)
+            result.bboxes = boxes.to(result.bboxes)
+
+    predict, loss_and_predict = head.predict, head.loss_and_predict
+
+    def predict_same(*args: Any, **kwargs: Any) -> Any:
+        results = predict(*args, **kwargs)
+        replace(results)
+        return results
+
+    def loss_and_predict_same(*args: Any, **kwargs: Any) -> Any:
+        losses, results = loss_and_predict(*args, **kwargs)
+        replace(results)
+        return losses, results
+
+    head.predict = predict_same
+    head.loss_and_predict = loss_and_predict_same
+
+
+def proposals(number: int, height: int, width: int) -> Tensor:
+    """Boxes ``(number, 4)``, as x1, y1, x2, y2, the same in each call.
+
+    Anywhere in the image; the logarithm of each side is uniformly distributed
+    between that of 16 pixels and that of the image's side.
+    """
+    generator = torch.Generator().manual_seed(0)
+    image = torch.tensor([width, height])
+    random = torch.rand(number, 4, generator=generator)
+    sides = 16 * (image / 16).clamp(min=1) ** random[:, :2]
+    corners = random[:, 2:] * (image - sides)
+    return torch.cat([corners, corners + sides], 1)
 
 
 @dataclass
