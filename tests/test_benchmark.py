@@ -31,6 +31,7 @@ from mmefficientmod.benchmark.results import Result
 from mmefficientmod.benchmark.work import (
     Case,
     give_proposals,
+    peak_bytes,
     prepare,
     saved_bytes,
 )
@@ -222,8 +223,9 @@ def test_rows_and_files(run, place, capsys):
             assert row.flops == ours.flops > 0
             assert row.difference <= 1e-5
             assert row.compared_with == 'official:xxs'
+            assert row.peak > 4 * row.params
             # Training is what saves memory for the way back.
-            assert bool(row.memory) == result.case.training
+            assert bool(row.saved) == result.case.training
         assert official.ratio_to(official) == 1
         assert ours.published == official.published
         assert ours.published['top1'] == 76.0
@@ -241,9 +243,11 @@ def test_rows_and_files(run, place, capsys):
         rows = list(csv.DictReader(file))
     assert len(rows) == 12
     assert rows[3]['mode'] == 'train'
-    assert float(rows[3]['memory_mb']) * 1e6 == pytest.approx(
-        results[1].rows[0].memory
-    )
+    for kind in 'peak', 'saved':
+        assert float(rows[3][f'{kind}_mb']) * 1e6 == pytest.approx(
+            getattr(results[1].rows[0], kind)
+        )
+        assert rows[4][f'{kind}_ratio'] == '1.0'
     assert float(rows[1]['ratio']) == 1
     assert rows[2]['error'] == 'RuntimeError: out of list[luck]'
     assert all(row['cpu'] == written['machine']['cpu'] for row in rows)
@@ -333,6 +337,33 @@ def test_saved_bytes():
         assert saved_bytes(lambda: model(image), []) == 0
 
 
+def test_peak_bytes():
+    x = torch.ones(100, 100)
+    kept = []
+
+    def run():
+        y = x.exp()
+        for _ in range(3):
+            y = y.exp()  # there are two at a time
+        kept.append(y)
+
+    for _ in range(2):  # what was kept the first time does not count
+        assert peak_bytes(run) == 2 * x.nbytes
+    assert peak_bytes(lambda: None) == 0
+
+
+def test_peak_of_a_training_step(place, capfd):
+    candidates = find_candidates(['own.py:Tiny'])
+    case = replace(CASE, mode='train')
+    (row,), _ = measure_case(candidates, case, SETTINGS)
+    # What ReLU gave is saved. Some as large come and go on the way back.
+    output = 4 * 4 * 30 * 30
+    there = 4 * (3 * 32 * 32 + row.params) + row.saved
+    assert output <= row.saved < 3 * output
+    assert there + output <= row.peak < there + 8 * output
+    assert 'profiler' not in capfd.readouterr().err.lower()
+
+
 def test_nothing_is_kept_of_what_was_saved():
     given = []
 
@@ -355,7 +386,7 @@ def test_saved_bytes_under_autocast(place):
     # Image, weights and output of the convolution in half of the bytes; the
     # square of the loss and what PyTorch puts beside them comes on top.
     least = 2 * (3 * 32 * 32 + 4 * 3 * 9 + 4 * 30 * 30)
-    assert least <= row.memory <= 3 * least
+    assert least <= row.saved <= 3 * least
 
 
 def test_dtype_arrives(place):
@@ -381,7 +412,8 @@ def test_compiled(place, monkeypatch):
         assert whole.graph_breaks == 0 < broken.graph_breaks
         assert whole.compared_with == 'own.py:Tiny'
         assert whole.difference == 0
-        assert bool(whole.memory) == case.training
+        assert whole.peak > 0
+        assert bool(whole.saved) == case.training
 
 
 def test_onnxruntime(place):
@@ -473,14 +505,14 @@ def make_result(rows, **changes):
 def test_overview():
     infer = make_result(
         [
-            Row('a', 'a', [0.002], params=9 * 10**6),
+            Row('a', 'a', [0.002], peak=5 * 10**6, params=9 * 10**6),
             Row('b', 'a', [0.003], params=10**7, published=dict(top1=80.0)),
         ],
         deploy=True,
     )
     train = make_result(
         [
-            Row('a', 'a', [0.01], memory=3 * 10**6, params=10**7),
+            Row('a', 'a', [0.01], saved=3 * 10**6, params=10**7),
             Row('c', error='no'),
         ],
         case=replace(CASE, mode='train'),
@@ -489,12 +521,13 @@ def test_overview():
     case = '1x3x32x32, fp32, 1 thread'
     assert titles == [
         'model', 'M params', 'top-1', f'infer, {case}, deployed',
-        f'train, {case}', f'train, {case}, MB',
+        f'infer, {case}, deployed, peak MB',
+        f'train, {case}', f'train, {case}, saved MB',
     ]  # fmt: skip
     assert lines == [
-        ['a', '10.00', '', '2.0 (1.00)', '10.0 (1.00)', '3'],
-        ['b', '10.00', '80.0', '3.0 (1.50)', '', ''],
-        ['c', '', '', '', '', ''],
+        ['a', '10.00', '', '2.0 (1.00)', '5', '10.0 (1.00)', '3'],
+        ['b', '10.00', '80.0', '3.0 (1.50)', '', '', ''],
+        ['c', '', '', '', '', '', ''],
     ]
 
 
@@ -536,7 +569,7 @@ def test_within_a_segmentor(run):
     assert (official.error, ours.error) == (None, None)
     assert ours.flops == official.flops
     assert ours.params == official.params > 8e6
-    assert ours.memory > 0
+    assert ours.peak > ours.saved > 0
     assert 'own.py:Tiny' in tiny.model
     assert 'Tiny gives' in tiny.error  # no pyramid
 
@@ -791,4 +824,4 @@ def test_on_a_gpu(run):
         for row in result.rows:
             assert row.error is None
             # The weights are in it.
-            assert row.memory > 4 * row.params
+            assert row.peak > 4 * row.params

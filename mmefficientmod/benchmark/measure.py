@@ -26,6 +26,7 @@ from mmefficientmod.benchmark.work import (
     Case,
     Work,
     give_proposals,
+    peak_bytes,
     prepare,
     saved_bytes,
 )
@@ -59,9 +60,10 @@ class Row:
             weights, or else the first of the baselines; None where it failed
             too early to know.
         times: Seconds of one run, for each round.
-        memory: Bytes. On CUDA the most that was allocated, weights included;
-            on a CPU what autograd saves for the backward pass, weights left
-            out. None where neither is known.
+        peak: The most that PyTorch has allocated at a time, in bytes: weights,
+            input and gradients included. None where PyTorch does not know.
+        saved: Bytes that autograd saves for the backward pass, without weights
+            and input; None where there is none, and on CUDA.
         params: Parameters.
         flops: Multiply-adds of one image; None where they cannot be counted.
         difference: Largest absolute difference of an output from what it
@@ -79,7 +81,8 @@ class Row:
     model: str
     baseline: str | None = None
     times: list[float] = field(default_factory=list)
-    memory: int | None = None
+    peak: int | None = None
+    saved: int | None = None
     params: int | None = None
     flops: int | None = None
     difference: float | None = None
@@ -253,7 +256,7 @@ def _start(
         work.run()
         row.graph_breaks = sum(counters['graph_break'].values())
     work.run()  # warm-up
-    row.memory = _memory(model, case, work, image, allocated)
+    _weigh(model, case, work, image, allocated, row)
     outputs = _outputs(work) if alone else []
     timer = Timer(
         'run()', globals=dict(run=work.run), num_threads=case.threads
@@ -343,22 +346,29 @@ def _count(model: nn.Module, case: Case, row: Row) -> None:
 # ------------------------------------------------------------------- memory
 
 
-def _memory(
-    model: nn.Module, case: Case, work: Work, image: Tensor, allocated: int
-) -> int | None:
-    """Peak on CUDA, saved bytes on a CPU; see :class:`Row`."""
-    device = image.device
+def _weigh(
+    model: nn.Module,
+    case: Case,
+    work: Work,
+    image: Tensor,
+    allocated: int,
+    row: Row,
+) -> None:
+    """Find the memory that a row speaks of."""
     if case.mode == 'onnxruntime':
-        return None  # it has an allocator of its own
+        return  # it has an allocator of its own
+    model.zero_grad(set_to_none=True)  # left by the warm-up
+    device = image.device
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
         work.run()
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - allocated
-    if work.forward is None:
-        return None
+        row.peak = torch.cuda.max_memory_allocated(device) - allocated
+        return
     known = [*model.parameters(), *model.buffers(), image]
-    return saved_bytes(work.forward, known)
+    row.peak = peak_bytes(work.run) + sum(x.nbytes for x in known)
+    if work.forward is not None:
+        row.saved = saved_bytes(work.forward, known)
 
 
 def _allocated(device: torch.device) -> int:

@@ -48,10 +48,19 @@ def _scaled(value: float | None, factor: float) -> float | None:
     return None if value is None else value * factor
 
 
-def _memory_ratio(row: Row, baseline: Row | None) -> float | None:
-    if not row.memory or baseline is None or not baseline.memory:
-        return None
-    return row.memory / baseline.memory
+def _memory(kind: str) -> tuple[Column, Column]:
+    """The columns of a field of :class:`Row` that counts bytes."""
+
+    def ratio(row: Row, baseline: Row | None) -> float | None:
+        own, other = (x and getattr(x, kind) for x in (row, baseline))
+        return own / other if own and other else None
+
+    return (
+        Column(
+            f'{kind}_mb', f'{kind} MB', '.1f',
+            lambda r, b: _scaled(getattr(r, kind), 1e-6)),
+        Column(f'{kind}_ratio', 'ratio', '.2f', ratio),
+    )  # fmt: skip
 
 
 def _part(name: str) -> Column:
@@ -79,8 +88,8 @@ COLUMNS = (
         lambda r, b: 1e3 * r.measurement.iqr if r.times else None),
     Column('baseline', 'to', '', lambda r, b: r.baseline),
     Column('ratio', 'ratio', '.2f', lambda r, b: r.ratio_to(b)),
-    Column('memory_mb', 'MB', '.1f', lambda r, b: _scaled(r.memory, 1e-6)),
-    Column('memory_ratio', 'MB ratio', '.2f', _memory_ratio),
+    *_memory('peak'),
+    *_memory('saved'),
     *map(_part, PARTS),
     Column(
         'params_m', 'M params', '.2f', lambda r, b: _scaled(r.params, 1e-6)),
@@ -271,12 +280,17 @@ def overview(results: Sequence[Result]) -> list[list[str]]:
         Titles and written values.
     """
     fixed = [c for c in COLUMNS if c.key in SIZES]
-    (memory,) = (c for c in COLUMNS if c.key == 'memory_mb')
+    memory = [c for c in COLUMNS if c.key in ('peak_mb', 'saved_mb')]
     titles = [f'{r.case}{", deployed" * r.deploy}' for r in results]
     measured = [
         (
             Column(f'time {title}', title, '', _time_and_ratio),
-            Column(f'memory {title}', f'{title}, MB', '.0f', memory.value),
+            *(
+                Column(
+                    f'{c.key} {title}', f'{title}, {c.title}', '.0f', c.value
+                )
+                for c in memory
+            ),
         )
         for title in titles
     ]
@@ -584,10 +598,10 @@ def growth_figure(results: Sequence[Result]) -> Figure | None:
         return None
     quantities = {
         'ms': lambda r: r.times and 1e3 * r.measurement.median,
-        'MB': lambda r: r.memory and r.memory / 1e6,
+        'peak MB': lambda r: r.peak and r.peak / 1e6,
     }
-    if not any(r.memory for g in groups.values() for x in g for r in x.rows):
-        del quantities['MB']
+    if not any(r.peak for g in groups.values() for x in g for r in x.rows):
+        del quantities['peak MB']
     figure, axes = panels(len(groups), len(quantities))
     for column, (title, group) in enumerate(groups.items()):
         for line, (unit, value) in enumerate(quantities.items()):
