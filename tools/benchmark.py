@@ -38,7 +38,7 @@ from mmefficientmod.zoo import BACKBONES
 # Outputs that should be equal may differ by this much, in fp32.
 TOLERANCE = 1e-5
 # In columns, where the output is no terminal.
-WIDTH = 120
+WIDTH = 140
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

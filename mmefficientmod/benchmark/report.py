@@ -59,7 +59,7 @@ def _memory(kind: str) -> tuple[Column, Column]:
         Column(
             f'{kind}_mb', f'{kind} MB', '.1f',
             lambda r, b: _scaled(getattr(r, kind), 1e-6)),
-        Column(f'{kind}_ratio', 'ratio', '.2f', ratio),
+        Column(f'{kind}_ratio', f'{kind} ratio', '.2f', ratio),
     )  # fmt: skip
 
 
