@@ -531,6 +531,19 @@ def test_overview():
     ]
 
 
+def test_growth_shows_what_is_known():
+    results = [
+        make_result(
+            [Row('a', times=[side], peak=side, saved=saved)],
+            case=replace(CASE, mode=mode, height=side, width=side),
+        )
+        for side in (32, 64)
+        for mode, saved in (('infer', None), ('train', side))
+    ]
+    labels = [x.get_ylabel() for x in report.growth_figure(results).axes]
+    assert sorted(labels) == ['ms', 'ms', 'peak MB', 'peak MB', 'saved MB']
+
+
 def test_names_in_pictures_do_not_hide_each_other():
     rows = [
         Row(f'model_{n}', times=[1 + n / 100], params=10**7 + n,

@@ -596,12 +596,18 @@ def growth_figure(results: Sequence[Result]) -> Figure | None:
     groups = _by_size(results)
     if not groups:
         return None
+    rows = [r for group in groups.values() for x in group for r in x.rows]
     quantities = {
-        'ms': lambda r: r.times and 1e3 * r.measurement.median,
-        'peak MB': lambda r: r.peak and r.peak / 1e6,
+        unit: value
+        for unit, value in (
+            ('ms', lambda r: r.times and 1e3 * r.measurement.median),
+            ('peak MB', lambda r: r.peak and r.peak / 1e6),
+            ('saved MB', lambda r: r.saved and r.saved / 1e6),
+        )
+        if any(map(value, rows))
     }
-    if not any(r.peak for g in groups.values() for x in g for r in x.rows):
-        del quantities['peak MB']
+    if not quantities:
+        return None
     figure, axes = panels(len(groups), len(quantities))
     for column, (title, group) in enumerate(groups.items()):
         for line, (unit, value) in enumerate(quantities.items()):
