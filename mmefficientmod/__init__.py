@@ -14,7 +14,7 @@ from mmefficientmod import ops  # noqa: E402
 
 ops.install()
 
-from mmefficientmod.config import register_config_packages  # noqa: E402
+from mmefficientmod.config.files import register_config_packages  # noqa: E402
 
 register_config_packages()
 

@@ -21,7 +21,7 @@ from mmengine.logging import print_log
 from mmengine.model import PretrainedInit, update_init_info
 from torch import Tensor, nn
 
-from mmefficientmod.config import kind_of
+from mmefficientmod.config.nodes import kind_of
 
 PLAIN_KEYS = ('state_dict', 'model')
 EMA_KEYS = ('state_dict_ema', 'model_ema')

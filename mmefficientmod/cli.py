@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
-import io
 import logging
 import os
 import re
@@ -31,7 +29,7 @@ from mmengine.model import (
 )
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS as ROOT_HOOKS
-from mmengine.registry import MODELS, RUNNERS, init_default_scope
+from mmengine.registry import RUNNERS
 from mmengine.runner import (
     CheckpointLoader,
     FlexibleRunner,
@@ -44,21 +42,23 @@ from torch.utils.data import DataLoader
 
 from mmefficientmod import dist
 from mmefficientmod.checkpoint import CheckpointError, load_whole
-from mmefficientmod.config import (
+from mmefficientmod.config.files import load_config
+from mmefficientmod.config.nodes import (
     ConfigError,
-    accumulation,
-    apply_options,
+    add_hook,
+    find_model,
     kind_of,
-    load_config,
 )
+from mmefficientmod.config.options import apply_options
+from mmefficientmod.config.schedule import accumulation
+from mmefficientmod.config.toolbox import import_toolbox
 from mmefficientmod.datasets import DataError, apply_mini, guard
 from mmefficientmod.randomness import SeedStepHook, seed_samples
-from mmefficientmod.swap import backbone_name, find_model, swap_backbone
+from mmefficientmod.swap import backbone_name, swap_backbone
 from mmefficientmod.zoo import BACKBONES
 
 # What a user did wrong or lacks, as opposed to a fault of ours.
 USER_ERRORS = (CheckpointError, ConfigError, DataError)
-
 # Notes of the libraries that a user can do nothing about, each where it
 # arises. Everything else is shown.
 NOISE = (
@@ -89,7 +89,6 @@ NO_PROGRESS = (
 EMPTY_ROW = re.compile(r'\|[^|]*(\| *nan *)+\|\s*$')
 # Where MMEngine builds what a config names.
 REGISTRY = 'mmengine.registry.build_functions'
-NOISY_LINES = ('Could not import OneDL',)
 
 
 def config_arguments(description: str) -> argparse.ArgumentParser:
@@ -476,50 +475,6 @@ def check_checkpoint(
 ) -> None:
     """Have a run refuse a checkpoint of another model or other classes."""
     add_hook(cfg, type='CheckpointCheckHook', path=path, classes=classes)
-
-
-def add_hook(cfg: Config, **hook: Any) -> None:
-    """Give a run one hook more than its config has."""
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
-
-
-def import_toolbox(scope: str) -> None:
-    """Import a toolbox without the lines that mean nothing to a user.
-
-    Args:
-        scope: Name of the toolbox, as in ``default_scope``.
-
-    Raises:
-        ConfigError: If it is not installed.
-    """
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        for part in ('datasets', 'models'):
-            try:
-                importlib.import_module(f'{scope}.{part}')
-            except ModuleNotFoundError as error:
-                if error.name == scope:
-                    raise ConfigError(
-                        f'the config needs {scope}, which is not installed'
-                    ) from None
-                if error.name != f'{scope}.{part}':
-                    raise
-    for line in printed.getvalue().splitlines():
-        if not line.startswith(NOISY_LINES):
-            print(line)
-
-
-def build_model(cfg: Config) -> nn.Module:
-    """The model of a config, with fresh weights and on the CPU.
-
-    Raises:
-        ConfigError: If there is none, or its toolbox is not installed.
-    """
-    if not cfg.get('model'):
-        raise ConfigError(f'{cfg.filename} has no model')
-    scope = cfg.get('default_scope') or 'mmengine'
-    import_toolbox(scope)
-    init_default_scope(scope)
-    return MODELS.build(cfg.model)
 
 
 def silence_noise() -> None:

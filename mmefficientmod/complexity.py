@@ -20,19 +20,12 @@ from mmengine.analysis.jit_handles import (
     elementwise_flop_counter,
     get_shape,
 )
-from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import sdpa_flop_count
 
-from mmefficientmod.config import ConfigError
-from mmefficientmod.datasets.checks import dataset_dicts
-
-# What papers, and MMDetection's own tool before version 3, take where images
-# are scaled to at most 1333 x 800; height and width.
-COCO_SIZE = (800, 1280)
 # Element-wise, or moving data about: no FLOPs by the convention, and no news
 # where the operators that were not counted are listed.
 CHEAP = frozenset(
@@ -186,42 +179,3 @@ HANDLES = {
     'prim::PythonOp.DeformConv2dFunction': _deform_conv_flops,
     'prim::PythonOp.ModulatedDeformConv2dFunction': _deform_conv_flops,
 }
-
-
-def input_size(cfg: Config) -> tuple[int, int]:
-    """Height and width at which a config's complexity is quoted.
-
-    Segmentation: the crop that it trains on. Classification: what the test
-    pipeline crops or resizes to at last. Detection: 800 x 1280 where the test
-    pipeline scales to 1333 x 800, as papers do, and what it scales to
-    otherwise. Rounded up to what the data preprocessor pads to.
-
-    Raises:
-        ConfigError: If the config does not say it.
-    """
-    scope = cfg.get('default_scope')
-    preprocessor = cfg.model.get('data_preprocessor') or {}
-    size = None
-    if scope == 'mmseg':
-        size = cfg.get('crop_size') or preprocessor.get('size')
-    else:
-        dataset = next(dataset_dicts(cfg, 'test_dataloader'), {})
-        for step in dataset.get('pipeline') or []:
-            if step.get('crop_size'):
-                size = step['crop_size']
-            elif step.get('scale') and (scope != 'mmdet' or size is None):
-                # (width, height), or the long and the short side.
-                scale = step['scale']
-                size = scale if isinstance(scale, int) else scale[::-1]
-        if scope == 'mmdet' and size == (800, 1333):
-            size = COCO_SIZE
-    if isinstance(size, int):
-        size = (size, size)
-    if size is None or len(size) != 2:
-        raise ConfigError(
-            f'{cfg.filename} does not say what size its images have; give '
-            '--shape HEIGHT WIDTH'
-        )
-    divisor = preprocessor.get('pad_size_divisor') or 1
-    height, width = (-(-int(x) // divisor) * divisor for x in size)
-    return height, width

@@ -17,7 +17,7 @@ from mmengine.dist import is_distributed
 from mmengine.registry import MODEL_WRAPPERS
 from torch.nn.parallel import DistributedDataParallel
 
-from mmefficientmod.config import ConfigError
+from mmefficientmod.config.nodes import ConfigError
 
 
 def start(launcher: str) -> None:

@@ -15,7 +15,7 @@ from mmengine.registry import FUNCTIONS, STRATEGIES
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from mmefficientmod.config import ConfigError
+from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.models.backbones.pyramid import Stage
 
 # What sharding puts into the names of parameters.

@@ -19,7 +19,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmefficientmod.config import ConfigError, kind_of
+from mmefficientmod.config.nodes import ConfigError, kind_of
 
 SIZE = 256  # side of the image, in pixels
 

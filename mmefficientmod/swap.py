@@ -26,7 +26,7 @@ from mmefficientmod.checkpoint import (
     pretrained_part,
     select_weights,
 )
-from mmefficientmod.config import ConfigError, kind_of, walk
+from mmefficientmod.config.nodes import ConfigError, find_model, kind_of, walk
 from mmefficientmod.models.backbones.timm_pyramid import check_name
 from mmefficientmod.probe import (
     Levels,
@@ -216,30 +216,6 @@ def _import_package(cfg: Config) -> None:
     cfg.custom_imports = dict(imports=names, allow_failed_imports=False)
 
 
-def find_model(cfg: Config) -> ConfigDict:
-    """The part of ``cfg.model`` that has the backbone.
-
-    Raises:
-        ConfigError: If none has.
-    """
-    model = cfg.get('model') or {}
-    outer = model
-    # Wrappers for semi-supervised learning and tracking hold a detector.
-    while 'backbone' not in model and isinstance(
-        model.get('detector'), Mapping
-    ):
-        model = model['detector']
-    if kind_of(model.get('backbone')):
-        return model
-    kind = outer.get('type')
-    raise ConfigError(
-        f'{kind} has no `backbone` in its config that could be replaced: it '
-        'brings its own image encoder'
-        if kind
-        else 'the config has no model'
-    )
-
-
 def _is_classifier(cfg: Config, model: Mapping[str, Any]) -> bool:
     if any(k.__name__ == 'ImageClassifier' for k in class_of(model).__mro__):
         return True
@@ -257,9 +233,6 @@ def _scope(cfg: Config) -> Iterator[None]:
     name = cfg.get('default_scope') or 'mmengine'
     with DefaultScope.overwrite_default_scope(name):
         yield
-
-
-# ---------------------------------------------------------------- the swap
 
 
 def _swap_classifier(
@@ -537,9 +510,6 @@ def _fit_heads(
             node.in_channels = list(new)
         if 'c1_in_channels' in node:  # DeepLabV3+ also reads the first level
             node.c1_in_channels = new[0]
-
-
-# ------------------------------------------------------------- the options
 
 
 def _carry_over(

@@ -7,8 +7,8 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import PixelData
 
 from mmefficientmod import swap_backbone
-from mmefficientmod.cli import import_toolbox
-from mmefficientmod.config import load_config
+from mmefficientmod.config.files import load_config
+from mmefficientmod.config.toolbox import import_toolbox
 
 # Sides of the square images, in pixels; detection needs room for its boxes.
 SIZES = {'mmdet': 128, 'mmseg': 64, 'mmpretrain': 64}

@@ -10,7 +10,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from mmefficientmod import cli
-from mmefficientmod.config import ConfigError, apply_options, load_config
+from mmefficientmod.config.files import load_config
+from mmefficientmod.config.nodes import ConfigError
+from mmefficientmod.config.options import apply_options
 
 IMAGES, COUNTS, MOMENTUM = 32, 4, 0.1
 

@@ -35,7 +35,8 @@ from mmefficientmod.benchmark.work import (
     prepare,
     saved_bytes,
 )
-from mmefficientmod.config import ConfigError, find_config
+from mmefficientmod.config.files import find_config
+from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.models.backbones.efficientmod import ModulationMlp
 from mmefficientmod.zoo import BACKBONES
 

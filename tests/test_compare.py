@@ -14,7 +14,7 @@ from mmefficientmod.benchmark import training, training_report
 from mmefficientmod.benchmark.candidates import find_candidate
 from mmefficientmod.benchmark.training import Recipe, Run
 from mmefficientmod.benchmark.work import Case, prepare, saved_bytes
-from mmefficientmod.config import ConfigError
+from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.zoo import BACKBONES
 
 # It reaches the process that trains, and fails there.

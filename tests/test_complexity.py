@@ -9,9 +9,11 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmefficientmod import EfficientMod, cli
-from mmefficientmod.complexity import Network, input_size, measure
-from mmefficientmod.config import ConfigError, load_config
+from mmefficientmod import EfficientMod
+from mmefficientmod.complexity import Network, measure
+from mmefficientmod.config.files import load_config
+from mmefficientmod.config.nodes import ConfigError
+from mmefficientmod.config.toolbox import build_model, input_size
 from mmefficientmod.models.backbones.efficientmod import ARCHS
 
 SEG = 'mmefficientmod::seg/fpn_efficientmod_xxs_ade20k.py'
@@ -101,7 +103,7 @@ def test_the_backbone_follows_the_formula_of_the_paper(arch, size):
     ],
 )
 def test_whole_models_count_as_pytorch_counts_them(name):
-    model = cli.build_model(load_config(name))
+    model = build_model(load_config(name))
     size = (96, 160)
     result = measure(model, size)
     # The same image gives the same proposals.
@@ -132,7 +134,7 @@ def test_whole_models_count_as_pytorch_counts_them(name):
 def test_known_models(name, size, params, flops):
     cfg = load_config(name)
     assert input_size(cfg) == size
-    result = measure(cli.build_model(cfg), size)
+    result = measure(build_model(cfg), size)
     assert result.params / 1e6 == pytest.approx(params, rel=0.01)
     assert result.flops / 1e9 == pytest.approx(flops, rel=0.02)
 

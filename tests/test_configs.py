@@ -21,13 +21,9 @@ from timm.data.constants import (
 )
 
 from mmefficientmod import swap
-from mmefficientmod.config import (
-    ConfigError,
-    find_config,
-    load_config,
-    replace_everywhere,
-    scale_schedule,
-)
+from mmefficientmod.config.files import find_config, load_config
+from mmefficientmod.config.nodes import ConfigError, replace_everywhere
+from mmefficientmod.config.schedule import scale_schedule
 from mmefficientmod.models.backbones.efficientmod import rename_official_keys
 from mmefficientmod.probe import probe
 

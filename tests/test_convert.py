@@ -10,9 +10,10 @@ from mmengine.registry import MODELS, init_default_scope
 from test_efficientmod import OFFICIAL, assert_matches, official_weights
 from torch.testing import assert_close
 
-from mmefficientmod import EfficientMod, cli
+from mmefficientmod import EfficientMod
 from mmefficientmod.checkpoint import CheckpointError
-from mmefficientmod.config import load_config
+from mmefficientmod.config.files import load_config
+from mmefficientmod.config.toolbox import build_model, import_toolbox
 from mmefficientmod.convert import convert_checkpoint, save_checkpoint, sha256
 
 # What mmdet 2.19 calls the parts of Mask R-CNN, and mmseg 0.19 those of
@@ -83,7 +84,7 @@ def official_dense(config, parts):
         for k, v in official_classifier().items()
         if not k.startswith(('norm.', 'head.'))
     }
-    model = cli.build_model(load_config(config))
+    model = build_model(load_config(config))
     own = model.state_dict()
     for part in parts:
         tensors = {k: v for k, v in own.items() if k.startswith(f'{part}.')}
@@ -106,7 +107,7 @@ def test_logits_of_a_converted_classifier_are_the_authors(arch):
     weights = official_classifier(arch, torch.float64)
     torch.save({'state_dict': weights}, 'theirs.pth')
     result = convert_checkpoint('theirs.pth')
-    cli.import_toolbox('mmpretrain')
+    import_toolbox('mmpretrain')
     init_default_scope('mmpretrain')
     cfg = {**CLASSIFIER, 'backbone': {**CLASSIFIER['backbone'], 'arch': arch}}
     dim = weights['norm.weight'].numel()
@@ -255,7 +256,7 @@ def test_an_arch_of_ones_own_needs_its_config(tool, workplace):
     (workplace / 'own.py').write_text(
         f"default_scope = 'mmpretrain'\nmodel = {cfg}\n"
     )
-    cli.import_toolbox('mmpretrain')
+    import_toolbox('mmpretrain')
     init_default_scope('mmpretrain')
     weights = MODELS.build(cfg).state_dict()
     torch.save({'state_dict': weights}, 'own.pth')

@@ -13,7 +13,8 @@ from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, init_default_scope
 from pycocotools.coco import COCO as CocoApi
 
-from mmefficientmod.config import ConfigError, load_config
+from mmefficientmod.config.files import load_config
+from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.datasets import (
     DataError,
     ade20k_mini,
@@ -307,7 +308,7 @@ def test_missing_imagenet_is_named_with_the_remedy(tmp_path):
 
 @pytest.fixture
 def dataset(mini_root):
-    from mmefficientmod.cli import import_toolbox
+    from mmefficientmod.config.toolbox import import_toolbox
 
     import_toolbox('mmseg')
     from mmseg.registry import DATASETS

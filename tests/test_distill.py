@@ -24,8 +24,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from mmefficientmod.checkpoint import CheckpointError
-from mmefficientmod.cli import import_toolbox
-from mmefficientmod.config import ConfigError, find_config, load_config
+from mmefficientmod.config.files import find_config, load_config
+from mmefficientmod.config.nodes import ConfigError
+from mmefficientmod.config.toolbox import import_toolbox
 from mmefficientmod.models.distill import Distillation, Teacher
 from mmefficientmod.models.distill.teacher import DEIT_TEACHER
 from mmefficientmod.swap import swap_backbone

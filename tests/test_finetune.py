@@ -11,7 +11,10 @@ from mmengine.registry import MODELS, DefaultScope
 from torch.testing import assert_close
 
 from mmefficientmod import cli
-from mmefficientmod.config import ConfigError, load_config
+from mmefficientmod.config.files import load_config
+from mmefficientmod.config.nodes import ConfigError
+from mmefficientmod.config.options import apply_options
+from mmefficientmod.config.toolbox import import_toolbox
 from mmefficientmod.datasets import DataError, check_data_exists, fit_classes
 
 CONFIG = 'mmefficientmod::cls/efficientmod_s_finetune_folder.py'
@@ -95,7 +98,7 @@ def test_a_folder_is_learned_tested_and_drawn(
     assert cv2.imread(str(drawn)) is not None
     args = tool('predict').parse_args([*argv, last, image, *options])
     cfg = cli.load_chosen_config(args)
-    cli.apply_options(cfg, args.cfg_options)
+    apply_options(cfg, args.cfg_options)
     inferencer = tool('predict').build_inferencer(cfg, last)
     name = inferencer(image)[0]['pred_class']
     assert name == 'leaf' if least else name in COLOURS
@@ -126,7 +129,7 @@ def test_mini(tool, mini_place, name, classes):
 
 
 def test_weights_arrive_without_their_head(tool, folder, capsys):
-    cli.import_toolbox('mmpretrain')
+    import_toolbox('mmpretrain')
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         trained = MODELS.build(
             load_config('mmefficientmod::cls/efficientmod_xxs_in1k.py').model

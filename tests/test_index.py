@@ -13,9 +13,10 @@ from mmengine.config import Config
 from modelindex.load_model_index import load
 from timm.models import get_pretrained_cfg
 
-from mmefficientmod import cli, swap_backbone
-from mmefficientmod.complexity import input_size, measure
-from mmefficientmod.config import load_config
+from mmefficientmod import swap_backbone
+from mmefficientmod.complexity import measure
+from mmefficientmod.config.files import load_config
+from mmefficientmod.config.toolbox import build_model, input_size
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(
@@ -280,7 +281,7 @@ COUNTED = [p for p in RIVALS if p.parent.name == 'seg'] + [
     ],
 )
 def test_parameters(path):
-    model = cli.build_model(Config.fromfile(path))
+    model = build_model(Config.fromfile(path))
     data = entries()[path.stem]['Metadata']
     assert data['Parameters'] == sum(p.numel() for p in model.parameters())
 
@@ -304,7 +305,7 @@ SLOW = [p for p in CONFIGS if re.search('_(100e|distill|finetune)_', p.stem)]
 def test_figures_are_what_the_tool_counts(path):
     cfg = Config.fromfile(path)
     data = entries()[path.stem]['Metadata']
-    result = measure(cli.build_model(cfg), input_size(cfg))
+    result = measure(build_model(cfg), input_size(cfg))
     assert (result.params, result.flops) == (data['Parameters'], data['FLOPs'])
 
 
@@ -332,7 +333,7 @@ def test_parameters_are_those_of_table_7(name):
 
 def count(cfg):
     """Parameters in all, and those that are trained."""
-    parameters = list(cli.build_model(cfg).parameters())
+    parameters = list(build_model(cfg).parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     return sum(p.numel() for p in parameters), trained
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from mmefficientmod.config import load_config
+from mmefficientmod.config.files import load_config
+from mmefficientmod.config.nodes import dataset_dicts
 from mmefficientmod.datasets import apply_mini
-from mmefficientmod.datasets.checks import dataset_dicts
 
 BACKBONE = dict(type='mmefficientmod.EfficientMod', arch='xxs')
 CHANNELS = [32, 64, 128, 256]

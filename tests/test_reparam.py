@@ -20,9 +20,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
-from mmefficientmod import EfficientMod, cli
+from mmefficientmod import EfficientMod
 from mmefficientmod.checkpoint import CheckpointError
 from mmefficientmod.complexity import measure
+from mmefficientmod.config.toolbox import build_model
 from mmefficientmod.deploy import switch_to_deploy
 from mmefficientmod.models.backbones.efficientmod import ContextBranch
 
@@ -625,7 +626,7 @@ model = dict(
     for name, reparam in ('plain', None), ('branches', True):
         arch = dict(TINY, _delete_=True)
         Path(f'{name}.py').write_text(text.format(ROOT, arch, reparam))
-    model = cli.build_model(Config.fromfile('branches.py'))
+    model = build_model(Config.fromfile('branches.py'))
     torch.save(dict(state_dict=model.state_dict()), 'training.pth')
     convert = tool('convert_checkpoint').main
     for name in 'plain', 'branches':

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmefficientmod import complexity, deploy, swap_backbone
 from mmefficientmod.checkpoint import CheckpointError
-from mmefficientmod.config import load_config
+from mmefficientmod.config.files import load_config
 from mmefficientmod.models import TimmPyramid
 from mmefficientmod.models.backbones.efficientformer import relative_bias
 from mmefficientmod.swap import resolve_backbone

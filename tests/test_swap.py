@@ -12,7 +12,8 @@ from mmengine.registry import MODELS, DefaultScope
 from torch.testing import assert_close
 
 from mmefficientmod import EfficientMod, swap_backbone
-from mmefficientmod.config import ConfigError, load_config
+from mmefficientmod.config.files import load_config
+from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.models.backbones.efficientmod import ARCHS
 from mmefficientmod.swap import (
     backbone_name,

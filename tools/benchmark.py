@@ -31,8 +31,9 @@ from mmefficientmod.benchmark.candidates import (
 from mmefficientmod.benchmark.measure import Settings, measure_case
 from mmefficientmod.benchmark.results import Result, Results, machine
 from mmefficientmod.benchmark.work import DTYPES, MODES, Case
-from mmefficientmod.complexity import input_size
-from mmefficientmod.config import ConfigError, load_config
+from mmefficientmod.config.files import load_config
+from mmefficientmod.config.nodes import ConfigError
+from mmefficientmod.config.toolbox import input_size
 from mmefficientmod.zoo import BACKBONES
 
 # Outputs that should be equal may differ by this much, in fp32.

@@ -22,7 +22,7 @@ from mmefficientmod.benchmark import report, training, training_report
 from mmefficientmod.benchmark.candidates import find_candidates
 from mmefficientmod.benchmark.results import machine
 from mmefficientmod.benchmark.training import Recipe, Run
-from mmefficientmod.config import ConfigError
+from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.swap import resolve_backbone
 from mmefficientmod.zoo import BACKBONES
 

@@ -20,7 +20,8 @@ from rich.table import Table
 
 from mmefficientmod import cli
 from mmefficientmod.checkpoint import CheckpointError
-from mmefficientmod.config import load_config
+from mmefficientmod.config.files import load_config
+from mmefficientmod.config.toolbox import build_model
 from mmefficientmod.convert import (
     PARTS,
     Conversion,
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> Conversion:
         raise CheckpointError(
             f'{args.dst} exists; give another name, or --force to replace it'
         )
-    model = args.config and cli.build_model(load_config(args.config))
+    model = args.config and build_model(load_config(args.config))
     result = convert_checkpoint(
         args.src, args.part, args.use_ema, model, args.deploy
     )

@@ -17,7 +17,7 @@ import train
 from matplotlib.patches import Patch
 
 from mmefficientmod import cli
-from mmefficientmod.config import load_config
+from mmefficientmod.config.files import load_config
 from mmefficientmod.datasets import apply_mini
 
 CONFIG = 'mmefficientmod::seg/fpn_efficientmod_s_ade20k.py'

@@ -16,8 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from mmefficientmod import cli
-from mmefficientmod.complexity import Complexity, input_size, measure
-from mmefficientmod.config import ConfigError, apply_options
+from mmefficientmod.complexity import Complexity, measure
+from mmefficientmod.config.nodes import ConfigError
+from mmefficientmod.config.options import apply_options
+from mmefficientmod.config.toolbox import build_model, input_size
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> Complexity:
         raise ConfigError(
             f'--shape {" ".join(map(str, shape))} is no height and width'
         )
-    model = cli.build_model(cfg)
+    model = build_model(cfg)
     size = (shape[0], shape[-1]) if shape else input_size(cfg)
     try:
         result = measure(model, size)

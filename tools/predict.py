@@ -15,9 +15,11 @@ from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmefficientmod import cli
 from mmefficientmod.checkpoint import load_whole
-from mmefficientmod.config import TOOLBOXES, ConfigError, apply_options
+from mmefficientmod.config.files import TOOLBOXES
+from mmefficientmod.config.nodes import ConfigError, dataset_dicts
+from mmefficientmod.config.options import apply_options
+from mmefficientmod.config.toolbox import import_toolbox
 from mmefficientmod.datasets import DataError
-from mmefficientmod.datasets.checks import dataset_dicts
 from mmefficientmod.datasets.folders import (
     has_class_folders,
     set_num_classes,
@@ -89,7 +91,7 @@ def build_inferencer(
             f'predictions are drawn for {", ".join(TOOLBOXES)}, and the '
             f'config has default_scope={scope!r}'
         )
-    cli.import_toolbox(scope)
+    import_toolbox(scope)
     init_default_scope(scope)
     cli.quieten(MMLogger.get_current_instance())
     if cfg.get('visualizer'):

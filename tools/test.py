@@ -13,9 +13,8 @@ from mmengine.evaluator import DumpResults
 from mmengine.runner import Runner
 
 from mmefficientmod import cli
-from mmefficientmod.config import ConfigError
+from mmefficientmod.config.nodes import ConfigError, add_hook, dataset_dicts
 from mmefficientmod.datasets import check_data_exists, fit_classes
-from mmefficientmod.datasets.checks import dataset_dicts
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if args.tta:
         use_tta(cfg, args.config)
     if args.deploy:
-        cli.add_hook(cfg, type='mmefficientmod.SwitchToDeployHook')
+        add_hook(cfg, type='mmefficientmod.SwitchToDeployHook')
     with cli.remove_if_failed(cfg.work_dir):
         runner = cli.build_runner(cfg)
         if args.out:

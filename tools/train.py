@@ -10,9 +10,10 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from mmefficientmod import cli
-from mmefficientmod.config import ConfigError, kind_of, load_config
+from mmefficientmod.config.files import load_config
+from mmefficientmod.config.nodes import ConfigError, find_model, kind_of
 from mmefficientmod.datasets import check_data_exists, fit_classes
-from mmefficientmod.swap import find_model, set_pretrained
+from mmefficientmod.swap import set_pretrained
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

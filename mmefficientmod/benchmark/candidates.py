@@ -27,8 +27,9 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 import mmefficientmod
-from mmefficientmod import cli
-from mmefficientmod.config import ConfigError, find_config, load_config
+from mmefficientmod.config.files import find_config, load_config
+from mmefficientmod.config.nodes import ConfigError
+from mmefficientmod.config.toolbox import build_model, import_toolbox
 from mmefficientmod.models.backbones.efficientmod import (
     ARCHS,
     EfficientMod,
@@ -103,10 +104,10 @@ class Candidate:
             share_weights(model)
             return model
         cfg = load_config(self.config)
-        cli.import_toolbox(cfg.get('default_scope') or 'mmengine')
+        import_toolbox(cfg.get('default_scope') or 'mmengine')
         if self.backbone is not None:
             cfg = swap_backbone(cfg, self.backbone)
-        model = cli.build_model(cfg)
+        model = build_model(cfg)
         torch.manual_seed(0)
         for name, part in model.named_children():
             if name == 'backbone':

@@ -31,7 +31,7 @@ from mmefficientmod.benchmark.work import (
     saved_bytes,
 )
 from mmefficientmod.complexity import measure as measure_complexity
-from mmefficientmod.config import ConfigError
+from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.deploy import switch_to_deploy
 from mmefficientmod.models.backbones.efficientmod import (
     AttentionBlock,

@@ -19,7 +19,7 @@ from mmefficientmod.benchmark.candidates import Candidate
 from mmefficientmod.benchmark.measure import Row, Settings
 from mmefficientmod.benchmark.work import Case
 from mmefficientmod.compat import PYTORCH, STACKS
-from mmefficientmod.config import ConfigError
+from mmefficientmod.config.nodes import ConfigError
 
 # Libraries whose versions matter, besides PyTorch and the toolboxes.
 LIBRARIES = ('timm', 'onnx', 'onnxruntime', 'onnxruntime-gpu', 'triton')

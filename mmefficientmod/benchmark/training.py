@@ -22,7 +22,7 @@ from typing import Any
 
 from mmefficientmod.benchmark.candidates import Candidate
 from mmefficientmod.benchmark.measure import REASON_LENGTH
-from mmefficientmod.config import ConfigError
+from mmefficientmod.config.nodes import ConfigError
 
 CONFIG = 'mmefficientmod::_base_/semantic_fpn_compare.py'
 MINI = 'mini'

@@ -21,7 +21,7 @@ from mmengine.structures import PixelData
 from torch import Tensor, nn
 
 from mmefficientmod.complexity import Network
-from mmefficientmod.config import ConfigError
+from mmefficientmod.config.nodes import ConfigError
 
 MODES = ('infer', 'train', 'compile', 'compile-train', 'onnxruntime')
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)

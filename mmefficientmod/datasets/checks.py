@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.dataset import Compose
 
-from mmefficientmod.config import kind_of
+from mmefficientmod.config.nodes import dataset_dicts, kind_of
 
 
 class DataError(RuntimeError):
     """The data set is not there, or one of its files is not what it is."""
-
-
-def dataset_dicts(cfg: Config, loader: str) -> Iterator[dict[str, Any]]:
-    """The innermost data set dicts of a data loader, without wrappers.
-
-    Args:
-        cfg: The config.
-        loader: ``'train_dataloader'`` or another.
-    """
-    todo = [(cfg.get(loader) or {}).get('dataset')]
-    while todo:
-        dataset = todo.pop()
-        if not isinstance(dataset, Mapping):
-            continue
-        if 'dataset' in dataset:
-            todo.append(dataset['dataset'])
-        elif 'datasets' in dataset:
-            todo.extend(dataset['datasets'])
-        else:
-            yield dataset
 
 
 def check_data_exists(cfg: Config, loaders: Sequence[str]) -> None:

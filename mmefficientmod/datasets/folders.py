@@ -8,9 +8,13 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from mmefficientmod.config import ConfigError, kind_of, walk
-
-from .checks import DataError, dataset_dicts
+from mmefficientmod.config.nodes import (
+    ConfigError,
+    dataset_dicts,
+    kind_of,
+    walk,
+)
+from mmefficientmod.datasets.checks import DataError
 
 
 def fit_classes(cfg: Config, loaders: Sequence[str]) -> list[str] | None:

@@ -12,17 +12,17 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from mmefficientmod.config import (
+from mmefficientmod.config.nodes import (
     ConfigError,
+    dataset_dicts,
     is_pair,
     kind_of,
     replace_everywhere,
-    scale_schedule,
     walk_pipelines,
 )
+from mmefficientmod.config.schedule import scale_schedule
 
 from .ade20k_mini import write_ade20k_mini
-from .checks import dataset_dicts
 from .coco_mini import write_coco_mini
 from .imagenet_mini import write_folder_mini, write_imagenet_mini
 

@@ -10,7 +10,7 @@ from mmpretrain.models import ClsHead, ImageClassifier
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from mmefficientmod.config import ConfigError
+from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.models.distill.loss import Distillation
 from mmefficientmod.models.distill.teacher import Teacher
 from mmefficientmod.registry import MODELS

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmefficientmod.config import ConfigError
+from mmefficientmod.config.nodes import ConfigError
 
 MODES = ('soft', 'hard')
 

@@ -13,7 +13,7 @@ from mmseg.structures import SegDataSample
 from mmseg.utils import add_prefix
 from torch import Tensor
 
-from mmefficientmod.config import ConfigError
+from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.models.distill.loss import Distillation
 from mmefficientmod.models.distill.teacher import Teacher
 from mmefficientmod.registry import MODELS

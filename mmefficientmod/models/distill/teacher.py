@@ -29,8 +29,9 @@ from mmefficientmod.checkpoint import (
     read_checkpoint,
     select_weights,
 )
-from mmefficientmod.complexity import input_size
-from mmefficientmod.config import ConfigError, kind_of, load_config
+from mmefficientmod.config.files import load_config
+from mmefficientmod.config.nodes import ConfigError, kind_of
+from mmefficientmod.config.toolbox import input_size
 
 # The RegNetY-160 that DeiT and EfficientMod were taught by, as timm calls it.
 DEIT_TEACHER = 'timm:regnety_160.deit_in1k'

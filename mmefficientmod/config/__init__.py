@@ -1,0 +1,19 @@
+"""Configs as data: found, read, changed. Nothing here knows a model."""
+
+from mmefficientmod.config.files import (
+    TOOLBOXES,
+    find_config,
+    load_config,
+    register_config_packages,
+)
+from mmefficientmod.config.nodes import ConfigError
+from mmefficientmod.config.options import apply_options
+
+__all__ = [
+    'TOOLBOXES',
+    'ConfigError',
+    'apply_options',
+    'find_config',
+    'load_config',
+    'register_config_packages',
+]
