@@ -41,7 +41,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import DataLoader
 
 from mmefficientmod import dist
-from mmefficientmod.checkpoint import CheckpointError, load_whole
+from mmefficientmod.checkpoint.loading import load_whole
+from mmefficientmod.checkpoint.reading import CheckpointError
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import (
     ConfigError,

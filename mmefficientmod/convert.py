@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmefficientmod.checkpoint import (
+from mmefficientmod.checkpoint.loading import load_strictly
+from mmefficientmod.checkpoint.reading import (
     CheckpointError,
-    load_strictly,
     read_checkpoint,
     select_weights,
 )

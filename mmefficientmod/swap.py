@@ -21,11 +21,8 @@ from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
 
-from mmefficientmod.checkpoint import (
-    CheckpointError,
-    pretrained_part,
-    select_weights,
-)
+from mmefficientmod.checkpoint.loading import pretrained_part
+from mmefficientmod.checkpoint.reading import CheckpointError, select_weights
 from mmefficientmod.config.nodes import ConfigError, find_model, kind_of, walk
 from mmefficientmod.models.backbones.timm_pyramid import check_name
 from mmefficientmod.probe import (

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 from mmefficientmod import EfficientMod
-from mmefficientmod.checkpoint import CheckpointError, read_checkpoint
+from mmefficientmod.checkpoint.reading import CheckpointError, read_checkpoint
 
 TINY = dict(
     dims=(8, 16, 24, 32),

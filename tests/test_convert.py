@@ -11,7 +11,7 @@ from test_efficientmod import OFFICIAL, assert_matches, official_weights
 from torch.testing import assert_close
 
 from mmefficientmod import EfficientMod
-from mmefficientmod.checkpoint import CheckpointError
+from mmefficientmod.checkpoint.reading import CheckpointError
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.toolbox import build_model, import_toolbox
 from mmefficientmod.convert import convert_checkpoint, save_checkpoint, sha256

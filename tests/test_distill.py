@@ -23,7 +23,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.testing import assert_close
 
-from mmefficientmod.checkpoint import CheckpointError
+from mmefficientmod.checkpoint.reading import CheckpointError
 from mmefficientmod.config.files import find_config, load_config
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.toolbox import import_toolbox

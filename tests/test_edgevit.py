@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 from mmefficientmod import EdgeViT, EfficientMod
-from mmefficientmod.checkpoint import CheckpointError
+from mmefficientmod.checkpoint.reading import CheckpointError
 from mmefficientmod.complexity import measure
 from mmefficientmod.models.backbones.edgevit import (
     ARCHS,

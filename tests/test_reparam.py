@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 from mmefficientmod import EfficientMod
-from mmefficientmod.checkpoint import CheckpointError
+from mmefficientmod.checkpoint.reading import CheckpointError
 from mmefficientmod.complexity import measure
 from mmefficientmod.config.toolbox import build_model
 from mmefficientmod.deploy import switch_to_deploy

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmefficientmod import complexity, deploy, swap_backbone
-from mmefficientmod.checkpoint import CheckpointError
+from mmefficientmod.checkpoint.reading import CheckpointError
 from mmefficientmod.config.files import load_config
 from mmefficientmod.models import TimmPyramid
 from mmefficientmod.models.backbones.efficientformer import relative_bias

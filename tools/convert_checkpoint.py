@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmefficientmod import cli
-from mmefficientmod.checkpoint import CheckpointError
+from mmefficientmod.checkpoint.reading import CheckpointError
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.toolbox import build_model
 from mmefficientmod.convert import (

@@ -14,7 +14,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmefficientmod import cli
-from mmefficientmod.checkpoint import load_whole
+from mmefficientmod.checkpoint.loading import load_whole
 from mmefficientmod.config.files import TOOLBOXES
 from mmefficientmod.config.nodes import ConfigError, dataset_dicts
 from mmefficientmod.config.options import apply_options

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
-from mmefficientmod.checkpoint import load_pretrained, pretrained_part
+from mmefficientmod.checkpoint.loading import load_pretrained, pretrained_part
 
 
 class Stage(nn.Module):

@@ -21,12 +21,8 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmefficientmod.checkpoint import (
-    CheckpointError,
-    load_pretrained,
-    pretrained_part,
-    read_checkpoint,
-)
+from mmefficientmod.checkpoint.loading import load_pretrained, pretrained_part
+from mmefficientmod.checkpoint.reading import CheckpointError, read_checkpoint
 from mmefficientmod.models.backbones.pyramid import (
     check_stages,
     keep_statistics,

@@ -23,9 +23,9 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from mmefficientmod.checkpoint import (
+from mmefficientmod.checkpoint.loading import load_whole
+from mmefficientmod.checkpoint.reading import (
     CheckpointError,
-    load_whole,
     read_checkpoint,
     select_weights,
 )

@@ -1,0 +1,16 @@
+"""Weights of others into our models: read safely, loaded completely."""
+
+from mmefficientmod.checkpoint.loading import (
+    load_pretrained,
+    load_strictly,
+    load_whole,
+)
+from mmefficientmod.checkpoint.reading import CheckpointError, read_checkpoint
+
+__all__ = [
+    'CheckpointError',
+    'load_pretrained',
+    'load_strictly',
+    'load_whole',
+    'read_checkpoint',
+]
