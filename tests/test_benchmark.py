@@ -18,6 +18,7 @@ from torch.testing import assert_close
 from torch.utils.benchmark import Measurement, TaskSpec
 
 from mmefficientmod import EfficientMod
+from mmefficientmod.analysis.memory import peak_bytes, saved_bytes
 from mmefficientmod.benchmark import measure, report
 from mmefficientmod.benchmark.candidates import (
     WITHIN,
@@ -28,13 +29,7 @@ from mmefficientmod.benchmark.candidates import (
 from mmefficientmod.benchmark.measure import PARTS, Row, Settings, measure_case
 from mmefficientmod.benchmark.published import RIVALS, published
 from mmefficientmod.benchmark.results import Result
-from mmefficientmod.benchmark.work import (
-    Case,
-    give_proposals,
-    peak_bytes,
-    prepare,
-    saved_bytes,
-)
+from mmefficientmod.benchmark.work import Case, give_proposals, prepare
 from mmefficientmod.config.files import find_config
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.models.backbones.efficientmod import ModulationMlp

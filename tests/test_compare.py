@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from mmefficientmod import cli
+from mmefficientmod.analysis.memory import saved_bytes
 from mmefficientmod.benchmark import training, training_report
 from mmefficientmod.benchmark.candidates import find_candidate
 from mmefficientmod.benchmark.training import Recipe, Run
-from mmefficientmod.benchmark.work import Case, prepare, saved_bytes
+from mmefficientmod.benchmark.work import Case, prepare
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.zoo import BACKBONES
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmefficientmod import EfficientMod
-from mmefficientmod.complexity import Network, measure
+from mmefficientmod.analysis.complexity import Network, measure
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.toolbox import build_model, input_size

@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 from mmefficientmod import EdgeViT, EfficientMod
+from mmefficientmod.analysis.complexity import measure
 from mmefficientmod.checkpoint.reading import CheckpointError
-from mmefficientmod.complexity import measure
 from mmefficientmod.models.backbones.edgevit import (
     ARCHS,
     Block,

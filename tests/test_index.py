@@ -14,7 +14,7 @@ from modelindex.load_model_index import load
 from timm.models import get_pretrained_cfg
 
 from mmefficientmod import swap_backbone
-from mmefficientmod.complexity import measure
+from mmefficientmod.analysis.complexity import measure
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.toolbox import build_model, input_size
 

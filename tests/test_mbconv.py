@@ -10,7 +10,7 @@ from test_efficientmod import randomise
 from torch.testing import assert_close
 
 from mmefficientmod import EfficientMod
-from mmefficientmod.complexity import measure
+from mmefficientmod.analysis.complexity import measure
 from mmefficientmod.models.backbones.efficientmod import (
     ARCHS,
     MBCONV_ARCHS,

@@ -21,8 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 from mmefficientmod import EfficientMod
+from mmefficientmod.analysis.complexity import measure
 from mmefficientmod.checkpoint.reading import CheckpointError
-from mmefficientmod.complexity import measure
 from mmefficientmod.config.toolbox import build_model
 from mmefficientmod.deploy import switch_to_deploy
 from mmefficientmod.models.backbones.efficientmod import ContextBranch

@@ -15,7 +15,8 @@ from mmengine.registry import MODELS
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmefficientmod import complexity, deploy, swap_backbone
+from mmefficientmod import deploy, swap_backbone
+from mmefficientmod.analysis import complexity
 from mmefficientmod.checkpoint.reading import CheckpointError
 from mmefficientmod.config.files import load_config
 from mmefficientmod.models import TimmPyramid

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmefficientmod import cli
-from mmefficientmod.complexity import Complexity, measure
+from mmefficientmod.analysis.complexity import Complexity, measure
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.options import apply_options
 from mmefficientmod.config.toolbox import build_model, input_size

@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
-from mmefficientmod.benchmark.work import SavedTensors
+from mmefficientmod.analysis.memory import SavedTensors
 from mmefficientmod.registry import HOOKS
 
 

@@ -16,21 +16,15 @@ import torch._dynamo
 from torch import Tensor, nn
 from torch.utils.benchmark import Measurement, TaskSpec, Timer
 
+from mmefficientmod.analysis.complexity import measure as measure_complexity
+from mmefficientmod.analysis.memory import peak_bytes, saved_bytes
 from mmefficientmod.benchmark.candidates import (
     Candidate,
     efficientmod_of,
     weights_key,
 )
 from mmefficientmod.benchmark.published import published
-from mmefficientmod.benchmark.work import (
-    Case,
-    Work,
-    give_proposals,
-    peak_bytes,
-    prepare,
-    saved_bytes,
-)
-from mmefficientmod.complexity import measure as measure_complexity
+from mmefficientmod.benchmark.work import Case, Work, give_proposals, prepare
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.deploy import switch_to_deploy
 from mmefficientmod.models.backbones.efficientmod import (
