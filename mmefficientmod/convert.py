@@ -37,7 +37,10 @@ from mmefficientmod.models.backbones.efficientmod import (
     rename_official_keys,
     reparam_of,
 )
-from mmefficientmod.models.reparam import ParallelBranches, parse_reparam
+from mmefficientmod.models.layers.reparam import (
+    ParallelBranches,
+    parse_reparam,
+)
 from mmefficientmod.version import __version__
 
 PARTS = ('model', 'backbone')

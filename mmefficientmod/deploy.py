@@ -4,30 +4,9 @@ from __future__ import annotations
 
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
-from torch import nn
 
+from mmefficientmod.models.layers.deploy import switch_to_deploy
 from mmefficientmod.registry import HOOKS
-
-
-def switch_to_deploy(model: nn.Module) -> list[str]:
-    """Have every module fold itself that can.
-
-    Args:
-        model: The model, changed in place; it cannot be trained afterwards.
-
-    Returns:
-        Names of the modules that folded themselves.
-    """
-    names = []
-    for name, module in list(model.named_modules()):
-        # What folds itself may hold parts that could, too.
-        inside = any(not x or name.startswith(f'{x}.') for x in names)
-        if hasattr(module, 'switch_to_deploy') and not inside:
-            module.switch_to_deploy()
-            # Of ours, some have nothing to fold, and say so.
-            if getattr(module, 'deployed', True):
-                names.append(name)
-    return names
 
 
 @HOOKS.register_module()

@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmefficientmod.config.nodes import ConfigError
-from mmefficientmod.models.backbones.pyramid import Stage
+from mmefficientmod.models.backbones.base import Stage
 
 # What sharding puts into the names of parameters.
 FSDP_WRAPPED_MODULE = '_fsdp_wrapped_module'

@@ -8,10 +8,10 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, vmap
 
 from mmefficientmod import EfficientMod
-from mmefficientmod.models import backward
 from mmefficientmod.models.backbones.efficientmod import ModulationBlock
-from mmefficientmod.models.backward import (
-    depthwise_conv,
+from mmefficientmod.models.layers import fast_path
+from mmefficientmod.models.layers.depthwise import depthwise_conv
+from mmefficientmod.models.layers.memory_efficient import (
     gelu_linear,
     norm_linear,
     product_linear,
@@ -238,8 +238,8 @@ def test_large_images_go_in_parts(monkeypatch, deployed, autocast):
 
     monkeypatch.setattr(F, 'linear', linear)
     outs = []
-    for part_bytes in backward.PART_BYTES, 500:
-        monkeypatch.setattr(backward, 'PART_BYTES', part_bytes)
+    for part_bytes in fast_path.PART_BYTES, 500:
+        monkeypatch.setattr(fast_path, 'PART_BYTES', part_bytes)
         with torch.no_grad(), torch.autocast('cpu', enabled=autocast):
             outs.append(block(x))
     assert rows[0] == 70

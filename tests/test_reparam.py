@@ -24,8 +24,8 @@ from mmefficientmod import EfficientMod
 from mmefficientmod.analysis.complexity import measure
 from mmefficientmod.checkpoint.reading import CheckpointError
 from mmefficientmod.config.toolbox import build_model
-from mmefficientmod.deploy import switch_to_deploy
 from mmefficientmod.models.backbones.efficientmod import ContextBranch
+from mmefficientmod.models.layers.deploy import switch_to_deploy
 
 ROOT = Path(__file__).parents[1]
 KINDS = [(3, 'identity'), (5, 3, 1, 'identity'), ('identity',), [5]]

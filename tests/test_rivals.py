@@ -15,12 +15,13 @@ from mmengine.registry import MODELS
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmefficientmod import deploy, swap_backbone
+from mmefficientmod import swap_backbone
 from mmefficientmod.analysis import complexity
 from mmefficientmod.checkpoint.reading import CheckpointError
 from mmefficientmod.config.files import load_config
 from mmefficientmod.models import TimmPyramid
 from mmefficientmod.models.backbones.efficientformer import relative_bias
+from mmefficientmod.models.layers import deploy
 from mmefficientmod.swap import resolve_backbone
 
 # Channels, parameters (M) and multiply-adds (G, convolutions, matrix products

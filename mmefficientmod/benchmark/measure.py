@@ -26,12 +26,12 @@ from mmefficientmod.benchmark.candidates import (
 from mmefficientmod.benchmark.published import published
 from mmefficientmod.benchmark.work import Case, Work, give_proposals, prepare
 from mmefficientmod.config.nodes import ConfigError
-from mmefficientmod.deploy import switch_to_deploy
 from mmefficientmod.models.backbones.efficientmod import (
     AttentionBlock,
     ModulationBlock,
     PatchEmbed,
 )
+from mmefficientmod.models.layers.deploy import switch_to_deploy
 
 # A quick model is run several times in a round, for about this long.
 ROUND_SECONDS = 0.1

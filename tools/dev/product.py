@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmefficientmod import EfficientMod
 from mmefficientmod.models.backbones.efficientmod import ModulationMlp
-from mmefficientmod.models.backward import add_scaled, gelu
+from mmefficientmod.models.layers.memory_efficient import add_scaled, gelu
 
 
 class Variant(EfficientMod):

@@ -19,7 +19,7 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
-from mmefficientmod.models.backbones.pyramid import (
+from mmefficientmod.models.backbones.base import (
     PyramidBackbone,
     Stage,
     drop_path_rates,
@@ -28,7 +28,7 @@ from mmefficientmod.models.backbones.pyramid import (
     to_nchw_view,
     to_nhwc,
 )
-from mmefficientmod.models.backward import gelu_linear
+from mmefficientmod.models.layers.memory_efficient import gelu_linear
 from mmefficientmod.registry import MODELS
 
 # One line a variant. Of each window of sr_ratio x sr_ratio positions one

@@ -24,7 +24,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
 from mmefficientmod.checkpoint.reading import CheckpointError
-from mmefficientmod.models.backbones.pyramid import (
+from mmefficientmod.models.backbones.base import (
     PyramidBackbone,
     Stage,
     drop_path_rates,
@@ -33,19 +33,21 @@ from mmefficientmod.models.backbones.pyramid import (
     to_nchw_view,
     to_nhwc,
 )
-from mmefficientmod.models.backward import (
-    add_scaled,
+from mmefficientmod.models.layers.deploy import Foldable
+from mmefficientmod.models.layers.depthwise import depthwise_conv
+from mmefficientmod.models.layers.fast_path import (
     count_parts,
-    depthwise_conv,
-    gelu,
-    gelu_linear,
     in_parts,
     is_plain,
+)
+from mmefficientmod.models.layers.memory_efficient import (
+    add_scaled,
+    gelu,
+    gelu_linear,
     norm_linear,
     product_linear,
 )
-from mmefficientmod.models.folding import Foldable
-from mmefficientmod.models.reparam import (
+from mmefficientmod.models.layers.reparam import (
     ParallelBranches,
     kinds_of,
     parse_reparam,

@@ -23,12 +23,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmefficientmod.checkpoint.loading import load_pretrained, pretrained_part
 from mmefficientmod.checkpoint.reading import CheckpointError, read_checkpoint
-from mmefficientmod.models.backbones.pyramid import (
+from mmefficientmod.models.backbones.base import (
     check_stages,
     keep_statistics,
     parse_out_indices,
 )
-from mmefficientmod.models.folding import Foldable
+from mmefficientmod.models.layers.deploy import Foldable
 from mmefficientmod.registry import MODELS
 
 STRIDES = (4, 8, 16, 32)

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from mmengine.model.utils import _BatchNormXd
 from torch import Tensor, nn
 
-from mmefficientmod.models.backward import depthwise_conv, is_plain
+from mmefficientmod.models.layers.depthwise import depthwise_conv
+from mmefficientmod.models.layers.fast_path import is_plain
 
 # A depth-wise 1x1 convolution is left out: before a batch norm it is the
 # identity, up to its sign.

@@ -14,23 +14,18 @@ compiler decides by itself what it makes again.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
-# What a CPU's second-level cache holds, more or less; far from it, half or
-# twice as much takes as long.
-PART_BYTES = 4 * 2**20
-
-# torch 2.1 has it in another place.
-is_compiling = getattr(torch.compiler, 'is_compiling', None)
-if is_compiling is None:
-    is_compiling = torch._dynamo.is_compiling
+from mmefficientmod.models.layers.fast_path import (
+    _has_own_backward,
+    _may_overwrite,
+)
 
 
 def norm_linear(
@@ -117,31 +112,6 @@ def product_linear(
     return add_scaled(linear(multiply(value, context)), residual, scale)
 
 
-def in_parts(
-    function: Callable[..., Tensor], *tensors: Tensor | None, count: int
-) -> Tensor:
-    """Apply a function of pixels to some of them at a time.
-
-    What is wider than its input and its output, and lies between them, then
-    stays in the caches of a CPU, whose memory is otherwise given back and
-    asked for anew in each layer.
-
-    Args:
-        function: Takes and gives tensors ``(rows, C_i)``, row by row.
-        tensors: ``(..., C_i)``, or None.
-        count: How many parts; see :func:`count_parts`.
-    """
-    shape = tensors[0].shape[:-1]
-    rows = math.prod(shape)
-    step = math.ceil(rows / count)
-    flat = [x if x is None else x.flatten(0, -2) for x in tensors]
-    outs = [
-        function(*(x if x is None else x[i : i + step] for x in flat))
-        for i in range(0, rows, step)
-    ]
-    return torch.cat(outs).view(*shape, -1)
-
-
 def add_scaled(
     x: Tensor, residual: Tensor | None, scale: Tensor | None
 ) -> Tensor:
@@ -159,22 +129,6 @@ def add_scaled(
     if residual.dtype == x.dtype == scale.dtype:
         return torch.addcmul(residual, x, scale)
     return residual + scale * x  # under autocast
-
-
-def depthwise_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A depth-wise convolution that keeps the size; quicker to train on CPUs.
-
-    Args:
-        x: ``(N, C, H, W)``.
-        conv: With C groups, stride 1, an odd kernel and half of it as
-            padding.
-
-    Returns:
-        ``(N, C, H, W)``.
-    """
-    if x.device.type != 'cpu' or not _has_own_backward(conv):
-        return conv(x)
-    return _DepthwiseConv.apply(x, conv.weight, conv.bias)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -214,81 +168,6 @@ def _groups(value: Tensor, context: Tensor) -> Tensor:
     """``(..., rC) -> (..., r, C)``."""
     groups = value.shape[-1] // context.shape[-1]
     return value.reshape(*context.shape[:-1], groups, context.shape[-1])
-
-
-def count_parts(x: Tensor, width: int, *modules: nn.Module) -> int:
-    """How many parts :func:`in_parts` is best called with; 1 where it is not.
-
-    Args:
-        x: ``(..., C)``, of as many pixels as are parted.
-        width: Channels of what lies between.
-        modules: What the function calls, that nobody else may see the parts.
-    """
-    if is_compiling() or torch.jit.is_tracing():
-        return 1
-    # The size comes before what takes longer to ask: small images are many.
-    count = x.numel() // x.shape[-1] * width * x.element_size() // PART_BYTES
-    if (
-        count < 2
-        or x.device.type != 'cpu'
-        or not _may_overwrite()
-        or not all(is_plain(m) for m in modules)
-    ):
-        return 1
-    return count
-
-
-def _has_own_backward(*modules: nn.Module) -> bool:
-    # Where weights are frozen, PyTorch keeps and does less by itself.
-    return (
-        torch.is_grad_enabled()
-        and not _is_traced()
-        and all(is_plain(m) and m.weight.requires_grad for m in modules)
-    )
-
-
-def is_plain(
-    module: nn.Module,
-    kinds: tuple[type[nn.Module], ...] = (nn.Linear, nn.LayerNorm, nn.Conv2d),
-) -> bool:
-    """Whether a layer is no more than its weights, and need not be called.
-
-    It may be more by its class, by a hook, or by a ``forward`` that was put
-    in, as parametrisation, LoRA and quantisation do.
-
-    Args:
-        module: The layer.
-        kinds: Classes that are plain ones.
-    """
-    return (
-        type(module) in kinds
-        and type(module.weight) in (nn.Parameter, Tensor)
-        and 'forward' not in vars(module)
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-        and not module._backward_hooks
-        and not module._backward_pre_hooks
-    )
-
-
-def _may_overwrite() -> bool:
-    """Whether nobody needs what a layer gave; ``vmap`` could not write it."""
-    if torch.is_grad_enabled():
-        return False
-    # Dynamo of torch 2.1 cannot read what follows.
-    return is_compiling() or not _is_transformed()
-
-
-def _is_traced() -> bool:
-    return is_compiling() or torch.jit.is_tracing() or _is_transformed()
-
-
-def _is_transformed() -> bool:
-    """Whether ``torch.func`` or forward-mode differentiation is at work."""
-    return (
-        torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
 
 
 class _NormLinear(Function):
@@ -430,51 +309,6 @@ class _ProductLinear(Function):
             grad_residual,
             None,
         )
-
-
-class _DepthwiseConv(Function):
-    """The kernel's gradient as a convolution by the gradient of the output.
-
-    Each of its entries is the sum of the image, shifted, times the gradient:
-    what a convolution with one huge kernel a channel gives.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> Tensor:
-        out = _depthwise_conv(x, weight, bias)
-        ctx.save_for_backward(x, weight, bias)
-        ctx.dtype = out.dtype  # which autocast may have chosen
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = [
-            t if t is None else t.to(ctx.dtype) for t in ctx.saved_tensors
-        ]
-        if torch.is_grad_enabled():
-            return _differentiate(_depthwise_conv, tensors, (grad,))
-        x, weight, bias = tensors
-        grad_x = _depthwise_conv(grad, weight.flip(2, 3), None)
-        grad_bias = None if bias is None else grad.sum((0, 2, 3))
-        # Summed in float32, as PyTorch's own does.
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        grad_weight = torch.zeros_like(weight, dtype=wide)
-        for image, kernel in zip(x, grad, strict=True):
-            one = F.conv2d(
-                image.unsqueeze(0),
-                kernel.unsqueeze(1),
-                padding=weight.shape[-1] // 2,
-                groups=len(image),
-            )
-            grad_weight = grad_weight + one.transpose(0, 1)
-        return grad_x, grad_weight, grad_bias
-
-
-def _depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    padding = weight.shape[-1] // 2
-    return F.conv2d(x, weight, bias, padding=padding, groups=len(weight))
 
 
 def _product_linear(

@@ -74,3 +74,24 @@ class Foldable(nn.Module):
                 'load them into a new one before it is folded'
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def switch_to_deploy(model: nn.Module) -> list[str]:
+    """Have every module fold itself that can.
+
+    Args:
+        model: The model, changed in place; it cannot be trained afterwards.
+
+    Returns:
+        Names of the modules that folded themselves.
+    """
+    names = []
+    for name, module in list(model.named_modules()):
+        # What folds itself may hold parts that could, too.
+        inside = any(not x or name.startswith(f'{x}.') for x in names)
+        if hasattr(module, 'switch_to_deploy') and not inside:
+            module.switch_to_deploy()
+            # Of ours, some have nothing to fold, and say so.
+            if getattr(module, 'deployed', True):
+                names.append(name)
+    return names

@@ -1,0 +1,1 @@
+"""Layers that backbones share, and how they run fast."""
