@@ -30,10 +30,12 @@ from mmefficientmod.checkpoint.reading import (
 )
 from mmefficientmod.models.backbones.efficientmod import (
     ARCHS,
-    BRANCHES,
     MBCONV_ARCHS,
     ContextBranch,
     EfficientMod,
+)
+from mmefficientmod.models.backbones.efficientmod_weights import (
+    BRANCHES,
     rename_official_keys,
     reparam_of,
 )

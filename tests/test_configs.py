@@ -24,7 +24,9 @@ from mmefficientmod import swap
 from mmefficientmod.config.files import find_config, load_config
 from mmefficientmod.config.nodes import ConfigError, replace_everywhere
 from mmefficientmod.config.schedule import scale_schedule
-from mmefficientmod.models.backbones.efficientmod import rename_official_keys
+from mmefficientmod.models.backbones.efficientmod_weights import (
+    rename_official_keys,
+)
 from mmefficientmod.probe import probe
 
 ROOT = Path(__file__).parents[1]

@@ -18,6 +18,8 @@ from mmefficientmod.models.backbones.efficientmod import (
     ARCHS,
     AttentionBlock,
     ModulationBlock,
+)
+from mmefficientmod.models.backbones.efficientmod_weights import (
     rename_official_keys,
 )
 

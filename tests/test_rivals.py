@@ -20,7 +20,7 @@ from mmefficientmod.analysis import complexity
 from mmefficientmod.checkpoint.reading import CheckpointError
 from mmefficientmod.config.files import load_config
 from mmefficientmod.models import TimmPyramid
-from mmefficientmod.models.backbones.efficientformer import relative_bias
+from mmefficientmod.models.backbones.timm_efficientformer import relative_bias
 from mmefficientmod.models.layers import deploy
 from mmefficientmod.swap import resolve_backbone
 

@@ -30,9 +30,8 @@ import mmefficientmod
 from mmefficientmod.config.files import find_config, load_config
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.toolbox import build_model, import_toolbox
-from mmefficientmod.models.backbones.efficientmod import (
-    ARCHS,
-    EfficientMod,
+from mmefficientmod.models.backbones.efficientmod import ARCHS, EfficientMod
+from mmefficientmod.models.backbones.efficientmod_weights import (
     rename_official_keys,
 )
 from mmefficientmod.probe import class_of

@@ -11,8 +11,7 @@ a ``(N, C, H, W)`` view in PyTorch's ``channels_last`` format: no copies.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -33,6 +32,11 @@ from mmefficientmod.models.backbones.base import (
     to_nchw_view,
     to_nhwc,
 )
+from mmefficientmod.models.backbones.efficientmod_weights import (
+    BRANCHES,
+    _branches_differ,
+    rename_official_keys,
+)
 from mmefficientmod.models.layers.deploy import Foldable
 from mmefficientmod.models.layers.depthwise import depthwise_conv
 from mmefficientmod.models.layers.fast_path import (
@@ -49,7 +53,6 @@ from mmefficientmod.models.layers.memory_efficient import (
 )
 from mmefficientmod.models.layers.reparam import (
     ParallelBranches,
-    kinds_of,
     parse_reparam,
 )
 from mmefficientmod.registry import MODELS
@@ -93,24 +96,6 @@ MBCONV_ARCHS: dict[str, dict[str, Any]] = {
         attn_depths=(0, 0, 0, 0), attn_mlp_ratios=(4, 4, 4, 4),
         block='mbconv', expand_ratios=(1.3, 7.1), drop_path_rate=0.02),
 }  # fmt: skip
-
-
-# The authors' names. Their downsampling ends a stage, ours begins the next.
-OFFICIAL_NAMES: tuple[tuple[str, Any], ...] = (
-    (r'^patch_embed\.', 'stem.'),
-    (
-        r'^layers\.(\d+)\.downsample\.',
-        lambda m: f'stages.{int(m[1]) + 1}.downsample.',
-    ),
-    (r'^layers\.(\d+)\.', r'stages.\1.'),
-    (r'\.gamma_1$', '.gamma'),
-    (r'\.context_layer\.context_list\.0\.', '.context.conv.'),
-    (r'\.context_layer\.', '.context.'),
-)
-
-
-# What stands in the names of branches between block and branch.
-BRANCHES = '.context.branches.'
 
 
 class PatchEmbed(nn.Module):
@@ -662,51 +647,6 @@ class EfficientMod(Foldable, PyramidBackbone):
         self.merge_branches()
         for block in blocks:
             block.fold()
-
-
-def _branches_differ(given: set[str], own: set[str]) -> str:
-    kinds = reparam_of(given)
-    if not own:
-        return (
-            f'the weights have parallel branches, reparam={kinds}, and the '
-            'model has none: merge them by tools/convert_checkpoint.py FILE '
-            f'NEW_FILE --deploy, or build the model with reparam={kinds}'
-        )
-    if kinds != reparam_of(own):
-        return (
-            f'the weights have the parallel branches reparam={kinds}, and the '
-            f'model has reparam={reparam_of(own)}: build it with the former, '
-            'or merge the branches of the weights by '
-            'tools/convert_checkpoint.py FILE NEW_FILE --deploy and have '
-            'others start from zero'
-        )
-    missing, unknown = sorted(own - given), sorted(given - own)
-    return (
-        'the weights have a part of the parallel branches: of the '
-        f'{len(own)} tensors, {len(missing)} are missing'
-        + (f', such as {missing[0]}' if missing else '')
-        + (f'; the model has no {unknown[0]}' if unknown else '')
-    )
-
-
-def rename_official_keys(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under the authors' names to ours, one to one.
-
-    Names that are ours already, or nobody's, stay as they are.
-    """
-    renamed = {}
-    for key, value in weights.items():
-        name = key
-        for pattern, replacement in OFFICIAL_NAMES:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = value
-    return renamed
-
-
-def reparam_of(names: Iterable[str]) -> tuple[int | str, ...]:
-    """The ``reparam`` of a model, from the names of its tensors."""
-    found = {k.partition(BRANCHES)[2].partition('.')[0] for k in names}
-    return kinds_of(found - {''})
 
 
 def fold_affine(norm: nn.LayerNorm, *linears: nn.Linear) -> None:

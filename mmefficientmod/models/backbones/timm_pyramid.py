@@ -51,7 +51,7 @@ class TimmPyramid(Foldable, BaseModule):
 
     EfficientFormer and EfficientFormerV2, which timm has for one size of image
     alone, run at any size; see
-    :mod:`mmefficientmod.models.backbones.efficientformer`.
+    :mod:`mmefficientmod.models.backbones.timm_efficientformer`.
 
     The layers are timm's and are called as in timm, below ``timm_model``. What
     no output depends on (head, later stages) is not kept.
@@ -143,7 +143,9 @@ class TimmPyramid(Foldable, BaseModule):
             self._taps, prune_norm=not final_norm, prune_head=True
         )
         # It needs timm, which is there now.
-        from .efficientformer import run_at_any_size
+        from mmefficientmod.models.backbones.timm_efficientformer import (
+            run_at_any_size,
+        )
 
         run_at_any_size(model)
         if with_cp:
