@@ -20,6 +20,6 @@ register_config_packages()
 
 from mmefficientmod import fsdp  # noqa: E402, F401
 from mmefficientmod.models import EdgeViT, EfficientMod  # noqa: E402
-from mmefficientmod.swap import swap_backbone  # noqa: E402
+from mmefficientmod.swap.backbone import swap_backbone  # noqa: E402
 
 __all__ = ['EdgeViT', 'EfficientMod', '__version__', 'swap_backbone']

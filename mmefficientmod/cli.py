@@ -55,8 +55,8 @@ from mmefficientmod.config.schedule import accumulation
 from mmefficientmod.config.toolbox import import_toolbox
 from mmefficientmod.datasets import DataError, apply_mini, guard
 from mmefficientmod.randomness import SeedStepHook, seed_samples
-from mmefficientmod.swap import backbone_name, swap_backbone
-from mmefficientmod.zoo import BACKBONES
+from mmefficientmod.swap.backbone import swap_backbone
+from mmefficientmod.swap.names import BACKBONES, backbone_name
 
 # What a user did wrong or lacks, as opposed to a fault of ours.
 USER_ERRORS = (CheckpointError, ConfigError, DataError)

@@ -33,7 +33,7 @@ from mmefficientmod.benchmark.work import Case, give_proposals, prepare
 from mmefficientmod.config.files import find_config
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.models.backbones.efficientmod import ModulationMlp
-from mmefficientmod.zoo import BACKBONES
+from mmefficientmod.swap.names import BACKBONES
 
 ROOT = Path(__file__).parents[1]
 CASE = Case('infer', 1, 32, 32, 'fp32', 1)

@@ -16,7 +16,7 @@ from mmefficientmod.benchmark.candidates import find_candidate
 from mmefficientmod.benchmark.training import Recipe, Run
 from mmefficientmod.benchmark.work import Case, prepare
 from mmefficientmod.config.nodes import ConfigError
-from mmefficientmod.zoo import BACKBONES
+from mmefficientmod.swap.names import BACKBONES
 
 # It reaches the process that trains, and fails there.
 BROKEN = "dict(type='mmefficientmod.EfficientMod', arch='xxs', widht=3)"

@@ -20,14 +20,15 @@ from timm.data.constants import (
     IMAGENET_DEFAULT_STD,
 )
 
-from mmefficientmod import swap
+from mmefficientmod import swap_backbone
 from mmefficientmod.config.files import find_config, load_config
 from mmefficientmod.config.nodes import ConfigError, replace_everywhere
 from mmefficientmod.config.schedule import scale_schedule
 from mmefficientmod.models.backbones.efficientmod_weights import (
     rename_official_keys,
 )
-from mmefficientmod.probe import probe
+from mmefficientmod.swap import backbone, levels
+from mmefficientmod.swap.probe import probe
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {
@@ -172,7 +173,8 @@ def probed_once():
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(swap, 'probe', probe_new)
+        for module in backbone, levels:
+            patch.setattr(module, 'probe', probe_new)
         yield
 
 
@@ -195,7 +197,7 @@ def test_rival_has_another_backbone_and_nothing_else(
     path = ROOT / f'configs/{task}/{stem.format(name)}.py'
     assert len(path.read_text().splitlines()) < 12
     ours = ROOT / f'configs/{task}/{stem.format("efficientmod_s")}.py'
-    swapped = swap.swap_backbone(Config.fromfile(ours), name)
+    swapped = swap_backbone(Config.fromfile(ours), name)
     cfg = Config.fromfile(path)
     assert without_scope(cfg.to_dict()) == without_scope(swapped.to_dict())
 

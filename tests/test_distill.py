@@ -29,7 +29,7 @@ from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.toolbox import import_toolbox
 from mmefficientmod.models.distill import Distillation, Teacher
 from mmefficientmod.models.distill.teacher import DEIT_TEACHER
-from mmefficientmod.swap import swap_backbone
+from mmefficientmod.swap.backbone import swap_backbone
 
 ROOT = Path(__file__).parents[1]
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])

@@ -22,7 +22,7 @@ from mmefficientmod.config.files import load_config
 from mmefficientmod.models import TimmPyramid
 from mmefficientmod.models.backbones.timm_efficientformer import relative_bias
 from mmefficientmod.models.layers import deploy
-from mmefficientmod.swap import resolve_backbone
+from mmefficientmod.swap.names import resolve_backbone
 
 # Channels, parameters (M) and multiply-adds (G, convolutions, matrix products
 # and attention, at 224 x 224) of the pyramids, measured with timm 1.0.31 and

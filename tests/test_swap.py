@@ -15,12 +15,12 @@ from mmefficientmod import EfficientMod, swap_backbone
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.models.backbones.efficientmod import ARCHS
-from mmefficientmod.swap import (
+from mmefficientmod.swap.names import (
+    BACKBONES,
     backbone_name,
     resolve_backbone,
-    set_pretrained,
 )
-from mmefficientmod.zoo import BACKBONES
+from mmefficientmod.swap.weights import set_pretrained
 
 MASK_RCNN = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
 CAFFE = 'mmdet::mask_rcnn/mask-rcnn_r50-caffe_fpn_1x_coco.py'
@@ -49,7 +49,7 @@ def said(monkeypatch):
     """What the swap reports, as (level, text)."""
     lines = []
     monkeypatch.setattr(
-        'mmefficientmod.swap.print_log',
+        'mmefficientmod.swap.log.print_log',
         lambda text, logger, level: lines.append((level, text)),
     )
     return lines

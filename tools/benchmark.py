@@ -34,7 +34,7 @@ from mmefficientmod.benchmark.work import DTYPES, MODES, Case
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.toolbox import input_size
-from mmefficientmod.zoo import BACKBONES
+from mmefficientmod.swap.names import BACKBONES
 
 # Outputs that should be equal may differ by this much, in fp32.
 TOLERANCE = 1e-5

@@ -23,8 +23,7 @@ from mmefficientmod.benchmark.candidates import find_candidates
 from mmefficientmod.benchmark.results import machine
 from mmefficientmod.benchmark.training import Recipe, Run
 from mmefficientmod.config.nodes import ConfigError
-from mmefficientmod.swap import resolve_backbone
-from mmefficientmod.zoo import BACKBONES
+from mmefficientmod.swap.names import BACKBONES, resolve_backbone
 
 # Ours, and one size of each other family, about as large as our s.
 DEFAULT = (

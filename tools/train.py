@@ -13,7 +13,7 @@ from mmefficientmod import cli
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError, find_model, kind_of
 from mmefficientmod.datasets import check_data_exists, fit_classes
-from mmefficientmod.swap import set_pretrained
+from mmefficientmod.swap.weights import set_pretrained
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

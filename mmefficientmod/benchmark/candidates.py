@@ -34,13 +34,9 @@ from mmefficientmod.models.backbones.efficientmod import ARCHS, EfficientMod
 from mmefficientmod.models.backbones.efficientmod_weights import (
     rename_official_keys,
 )
-from mmefficientmod.probe import class_of
-from mmefficientmod.swap import (
-    parse_dict,
-    resolve_backbone,
-    swap_backbone,
-)
-from mmefficientmod.zoo import BACKBONES
+from mmefficientmod.swap.backbone import swap_backbone
+from mmefficientmod.swap.names import BACKBONES, parse_dict, resolve_backbone
+from mmefficientmod.swap.probe import class_of
 
 # Whole models into which a backbone goes by a short name, and what they are
 # run on by default: batch, height, width.

@@ -6,9 +6,11 @@ import contextlib
 import importlib
 import io
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from torch import nn
 
 from mmefficientmod.config.nodes import ConfigError, dataset_dicts
@@ -97,3 +99,10 @@ def input_size(cfg: Config) -> tuple[int, int]:
     divisor = preprocessor.get('pad_size_divisor') or 1
     height, width = (-(-int(x) // divisor) * divisor for x in size)
     return height, width
+
+
+@contextmanager
+def default_scope(cfg: Config) -> Iterator[None]:
+    name = cfg.get('default_scope') or 'mmengine'
+    with DefaultScope.overwrite_default_scope(name):
+        yield
