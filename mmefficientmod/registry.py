@@ -45,7 +45,7 @@ HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmefficientmod',
-    locations=['mmefficientmod.deploy', 'mmefficientmod.benchmark.hook'],
+    locations=['mmefficientmod.engine.hooks', 'mmefficientmod.benchmark.hook'],
 )
 METRICS = Registry(
     'metric',
@@ -57,5 +57,5 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
     parent=MMENGINE_CONSTRUCTORS,
     scope='mmefficientmod',
-    locations=['mmefficientmod.engine'],
+    locations=['mmefficientmod.engine.layer_decay'],
 )

@@ -9,10 +9,10 @@ from mmengine.registry import DATASETS, HOOKS, MODELS
 from torch import nn
 from torch.testing import assert_close
 
-from mmefficientmod import cli
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.options import apply_options
+from mmefficientmod.engine.runner import build_runner
 
 IMAGES, COUNTS, MOMENTUM = 32, 4, 0.1
 
@@ -90,7 +90,7 @@ def train(folder, batch_size, options=(), **others):
         )
     )
     apply_options(cfg, dict(options))
-    runner = cli.build_runner(cfg)
+    runner = build_runner(cfg)
     runner.train()
     hooks = {type(hook).__name__: hook for hook in runner.hooks}
     return hooks['AccumulationRecordHook'], hooks['EMAHook'].ema_model, runner

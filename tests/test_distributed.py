@@ -20,7 +20,9 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from mmefficientmod import EfficientMod, cli, dist
+from mmefficientmod import EfficientMod, cli
+from mmefficientmod.engine import distributed
+from mmefficientmod.engine.runner import build_runner
 
 ROOT = Path(__file__).parents[1]
 SEG = 'mmefficientmod::seg/fpn_efficientmod_xxs_ade20k.py'
@@ -179,7 +181,7 @@ def gradients(rank, ranks, config, options, folder, port):
         'randomness.seed=0',
         *options,
     )
-    runner = cli.build_runner(cfg)
+    runner = build_runner(cfg)
     loader = runner.build_dataloader(cfg.train_dataloader, runner.seed)
     wrapped = runner.model.train()
     model = wrapped.module if ranks > 1 else wrapped
@@ -188,7 +190,7 @@ def gradients(rank, ranks, config, options, folder, port):
     loss.backward()
     grads = {n: p.grad for n, p in model.named_parameters()}
     torch.save(grads, f'{folder}/{rank}_of_{ranks}.pth')
-    dist.stop()
+    distributed.stop()
 
 
 def free_port():
@@ -245,7 +247,7 @@ TESTED = [
 def test_two_processes_test_as_one(tool, mini_place, config, options):
     cfg = run_config(config, '--cfg-options', *options)
     torch.manual_seed(0)
-    model = cli.build_runner(cfg).model
+    model = build_runner(cfg).model
     model.init_weights()
     torch.save({'state_dict': model.state_dict()}, 'weights.pth')
     argv = [config, 'weights.pth', '--mini', '--out', 'one']
@@ -363,7 +365,7 @@ def test_fsdp_wraps_by_stage(tmp_path):
             if isinstance(m, FullyShardedDataParallel)
         ]
     finally:
-        dist.stop()
+        distributed.stop()
     assert wrapped == ['Segmentor', *['Stage'] * 4]
 
 

@@ -15,8 +15,8 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import Dataset
 
-from mmefficientmod import cli
-from mmefficientmod.randomness import seed_by, seed_samples
+from mmefficientmod.engine.runner import build_runner
+from mmefficientmod.engine.seeding import seed_by, seed_samples
 
 
 @DATASETS.register_module(force=True)
@@ -105,10 +105,10 @@ def config(work_dir, loop, workers, **more):
 def test_resumed_as_never_stopped(tmp_path, name, workers):
     loop = LOOPS[name]
     # No seed: the resumed run takes that of the checkpoint.
-    whole = cli.build_runner(config(tmp_path / 'whole', loop, workers))
+    whole = build_runner(config(tmp_path / 'whole', loop, workers))
     whole.train()
     np.random.seed(1)  # whatever the state of the generators
-    rest = cli.build_runner(
+    rest = build_runner(
         config(
             tmp_path / 'rest',
             loop,
@@ -126,7 +126,7 @@ def test_resumed_as_never_stopped(tmp_path, name, workers):
 def test_another_seed_sees_other_samples(tmp_path):
     seen = []
     for seed in (1, 1, 2):
-        runner = cli.build_runner(
+        runner = build_runner(
             config(
                 tmp_path,
                 LOOPS['iterations'],

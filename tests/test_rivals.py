@@ -21,7 +21,7 @@ from mmefficientmod.checkpoint.reading import CheckpointError
 from mmefficientmod.config.files import load_config
 from mmefficientmod.models import TimmPyramid
 from mmefficientmod.models.backbones.timm_efficientformer import relative_bias
-from mmefficientmod.models.layers import deploy
+from mmefficientmod.models.layers.deploy import switch_to_deploy
 from mmefficientmod.swap.names import resolve_backbone
 
 # Channels, parameters (M) and multiply-adds (G, convolutions, matrix products
@@ -332,7 +332,7 @@ def test_switch_to_deploy(name):
     image = torch.rand(2, 3, 97, 64)
     with torch.no_grad():
         expected = model(image)
-        names = deploy.switch_to_deploy(torch.nn.ModuleList([model]))
+        names = switch_to_deploy(torch.nn.ModuleList([model]))
         assert names == (['0'] if name == 'repvit_m0_9' else [])
         for out, x in zip(model(image), expected, strict=True):
             assert (out - x).abs().max() <= 1e-5 * x.abs().max()

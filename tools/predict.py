@@ -24,6 +24,7 @@ from mmefficientmod.datasets.folders import (
     has_class_folders,
     set_num_classes,
 )
+from mmefficientmod.engine.console import quieten
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -93,7 +94,7 @@ def build_inferencer(
         )
     import_toolbox(scope)
     init_default_scope(scope)
-    cli.quieten(MMLogger.get_current_instance())
+    quieten(MMLogger.get_current_instance())
     if cfg.get('visualizer'):
         cfg.visualizer.vis_backends = None  # the inferencer writes the files
     weights = CheckpointLoader.load_checkpoint(checkpoint, 'cpu')

@@ -15,6 +15,8 @@ from mmengine.runner import Runner
 from mmefficientmod import cli
 from mmefficientmod.config.nodes import ConfigError, add_hook, dataset_dicts
 from mmefficientmod.datasets import check_data_exists, fit_classes
+from mmefficientmod.engine.hooks import check_checkpoint
+from mmefficientmod.engine.runner import build_runner
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     cfg.load_from = args.checkpoint
     check_data_exists(cfg, ('test_dataloader',))
     classes = fit_classes(cfg, ('test_dataloader',))
-    cli.check_checkpoint(cfg, args.checkpoint, classes)
+    check_checkpoint(cfg, args.checkpoint, classes)
     if args.amp:
         cfg.test_cfg.fp16 = True
     if args.tta:
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if args.deploy:
         add_hook(cfg, type='mmefficientmod.SwitchToDeployHook')
     with cli.remove_if_failed(cfg.work_dir):
-        runner = cli.build_runner(cfg)
+        runner = build_runner(cfg)
         if args.out:
             keep_predictions(runner, Path(args.out))
         metrics = runner.test()

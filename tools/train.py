@@ -13,6 +13,8 @@ from mmefficientmod import cli
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError, find_model, kind_of
 from mmefficientmod.datasets import check_data_exists, fit_classes
+from mmefficientmod.engine.hooks import check_checkpoint
+from mmefficientmod.engine.runner import build_runner, train_with_amp
 from mmefficientmod.swap.weights import set_pretrained
 
 
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> Runner:
     if args.fsdp:
         cfg.merge_from_dict(load_config('mmefficientmod::_base_/fsdp.py'))
     if args.amp:
-        cli.train_with_amp(cfg)
+        train_with_amp(cfg)
     if args.resume:
         if args.resume != 'auto':
             cli.check_exists(args.resume)
@@ -64,14 +66,14 @@ def main(argv: Sequence[str] | None = None) -> Runner:
             )
         cfg.auto_scale_lr.enable = True
     if cfg.get('load_from'):
-        cli.check_checkpoint(cfg, cfg.load_from)
+        check_checkpoint(cfg, cfg.load_from)
     if args.pretrained and not args.backbone:
         set_pretrained(cfg, args.pretrained)
     loaders = ('train_dataloader', 'val_dataloader')
     check_data_exists(cfg, loaders)
     classes = fit_classes(cfg, loaders)
     with cli.remove_if_failed(cfg.work_dir):
-        runner = cli.build_runner(cfg)
+        runner = build_runner(cfg)
         if classes:
             print_log(
                 f'{len(classes)} classes: {", ".join(classes)}', 'current'

@@ -1,5 +1,1 @@
-"""What takes part in a training besides model and data."""
-
-from .layer_decay import LayerDecayOptimWrapperConstructor
-
-__all__ = ['LayerDecayOptimWrapperConstructor']
+"""What takes part in a run besides model and data."""
