@@ -11,10 +11,14 @@ from test_efficientmod import OFFICIAL, assert_matches, official_weights
 from torch.testing import assert_close
 
 from mmefficientmod import EfficientMod
+from mmefficientmod.apis.converting import (
+    convert_checkpoint,
+    save_checkpoint,
+    sha256,
+)
 from mmefficientmod.checkpoint.reading import CheckpointError
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.toolbox import build_model, import_toolbox
-from mmefficientmod.convert import convert_checkpoint, save_checkpoint, sha256
 
 # What mmdet 2.19 calls the parts of Mask R-CNN, and mmseg 0.19 those of
 # Semantic FPN, that hold tensors.

@@ -19,15 +19,15 @@ from rich.console import Console
 from rich.table import Table
 
 from mmefficientmod import cli
-from mmefficientmod.checkpoint.reading import CheckpointError
-from mmefficientmod.config.files import load_config
-from mmefficientmod.config.toolbox import build_model
-from mmefficientmod.convert import (
+from mmefficientmod.apis.converting import (
     PARTS,
     Conversion,
     convert_checkpoint,
     save_checkpoint,
 )
+from mmefficientmod.checkpoint.reading import CheckpointError
+from mmefficientmod.config.files import load_config
+from mmefficientmod.config.toolbox import build_model
 
 # What the lines of the table stand for: a stage or its downsampling, and
 # otherwise the first name, of a RoI head or a backbone the first two.

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import predict
 import train
 from matplotlib.patches import Patch
 
 from mmefficientmod import cli
+from mmefficientmod.apis.inference import build_inferencer
 from mmefficientmod.config.files import load_config
 from mmefficientmod.datasets import apply_mini
 
@@ -54,7 +54,7 @@ def draw(config: str, checkpoint: str, picture: Path, rows: int = 4) -> None:
 
     cfg = load_config(config)
     apply_mini(cfg)
-    inferencer = predict.build_inferencer(cfg, checkpoint)
+    inferencer = build_inferencer(cfg, checkpoint)
     inferencer.show_progress = False
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
     palette = np.array([*dataset.metainfo['palette'], (0, 0, 0)], np.uint8)

@@ -1,0 +1,1 @@
+"""What the tools do, for Python: predictions, and weights converted."""

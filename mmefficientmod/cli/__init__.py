@@ -1,0 +1,21 @@
+"""What the command lines in ``tools/`` share."""
+
+from mmefficientmod.cli.arguments import (
+    add_run_arguments,
+    check_exists,
+    config_arguments,
+    load_chosen_config,
+    load_run_config,
+)
+from mmefficientmod.cli.main import remove_if_failed, run, user_message
+
+__all__ = [
+    'add_run_arguments',
+    'check_exists',
+    'config_arguments',
+    'load_chosen_config',
+    'load_run_config',
+    'remove_if_failed',
+    'run',
+    'user_message',
+]
