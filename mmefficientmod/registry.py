@@ -45,7 +45,10 @@ HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmefficientmod',
-    locations=['mmefficientmod.engine.hooks', 'mmefficientmod.benchmark.hook'],
+    locations=[
+        'mmefficientmod.engine.hooks',
+        'mmefficientmod.benchmark.training.hook',
+    ],
 )
 METRICS = Registry(
     'metric',

@@ -19,24 +19,32 @@ from torch.utils.benchmark import Measurement, TaskSpec
 
 from mmefficientmod import EfficientMod
 from mmefficientmod.analysis.memory import peak_bytes, saved_bytes
-from mmefficientmod.benchmark import measure, report
-from mmefficientmod.benchmark.candidates import (
-    WITHIN,
-    find_candidate,
-    find_candidates,
-    weights_key,
+from mmefficientmod.benchmark import measure
+from mmefficientmod.benchmark.cases import BenchmarkCase
+from mmefficientmod.benchmark.figures import (
+    growth_figure,
+    latency_figure,
+    pareto,
 )
+from mmefficientmod.benchmark.inputs import give_proposals
 from mmefficientmod.benchmark.measure import PARTS, Row, Settings, measure_case
+from mmefficientmod.benchmark.model_specs import (
+    WITHIN,
+    find_model_specs,
+    parse_model_spec,
+)
+from mmefficientmod.benchmark.official import weights_key
 from mmefficientmod.benchmark.published import RIVALS, published
 from mmefficientmod.benchmark.results import Result
-from mmefficientmod.benchmark.work import Case, give_proposals, prepare
+from mmefficientmod.benchmark.tables import attention_crossover, overview
+from mmefficientmod.benchmark.workloads import prepare
 from mmefficientmod.config.files import find_config
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.models.backbones.efficientmod import ModulationMlp
 from mmefficientmod.swap.names import BACKBONES
 
 ROOT = Path(__file__).parents[1]
-CASE = Case('infer', 1, 32, 32, 'fp32', 1)
+CASE = BenchmarkCase('infer', 1, 32, 32, 'fp32', 1)
 SETTINGS = Settings(torch.device('cpu'), rounds=2, baselines=['own.py:Tiny'])
 HAS_ORT = all(map(importlib.util.find_spec, ('onnx', 'onnxruntime')))
 
@@ -260,7 +268,7 @@ def test_each_has_the_baseline_of_its_weights(place, timer):
     bases = ['own.py:Derived(arch="xxs")', 'efficientmod_xs']
     timer.plan = [[1, 1], [2, 2], [3, 3], [10, 10], [100, 100]]
     settings = replace(SETTINGS, baselines=bases)
-    rows, _ = measure_case(find_candidates(models + bases), CASE, settings)
+    rows, _ = measure_case(find_model_specs(models + bases), CASE, settings)
     assert [row.baseline for row in rows] == [*bases, bases[0], *bases]
     assert [row.difference is not None for row in rows] == [
         True, True, False, True, True
@@ -276,7 +284,7 @@ def test_models_take_turns_and_ratios_are_of_rounds(place, timer):
     # The machine slows down by half each round; the second always takes
     # twice as long as the first but for one disturbed round.
     timer.plan = [[1, 2, 4, 8], [2, 4, 80, 16]]
-    candidates = find_candidates(['own.py:Tiny', 'own.py:Other'])
+    candidates = find_model_specs(['own.py:Tiny', 'own.py:Other'])
     steps = []
     rows, finished = measure_case(
         candidates, CASE, replace(SETTINGS, rounds=4), steps.append
@@ -293,7 +301,7 @@ def test_models_take_turns_and_ratios_are_of_rounds(place, timer):
 
 def test_who_fails_in_a_round_leaves(place, timer):
     timer.plan = [[1, 1], [1, RuntimeError('CUDA out of memory.\nTried')]]
-    candidates = find_candidates(['own.py:Tiny', 'own.py:Other'])
+    candidates = find_model_specs(['own.py:Tiny', 'own.py:Other'])
     (first, second), finished = measure_case(candidates, CASE, SETTINGS)
     assert finished
     assert first.times == [1, 1]
@@ -349,7 +357,7 @@ def test_peak_bytes():
 
 
 def test_peak_of_a_training_step(place, capfd):
-    candidates = find_candidates(['own.py:Tiny'])
+    candidates = find_model_specs(['own.py:Tiny'])
     case = replace(CASE, mode='train')
     (row,), _ = measure_case(candidates, case, SETTINGS)
     # What ReLU gave is saved. Some as large come and go on the way back.
@@ -375,7 +383,7 @@ def test_nothing_is_kept_of_what_was_saved():
 
 def test_saved_bytes_under_autocast(place):
     (row,), _ = measure_case(
-        find_candidates(['own.py:Tiny']),
+        find_model_specs(['own.py:Tiny']),
         replace(CASE, mode='train', dtype='bf16'),
         SETTINGS,
     )
@@ -386,7 +394,7 @@ def test_saved_bytes_under_autocast(place):
 
 
 def test_dtype_arrives(place):
-    model = find_candidate('own.py:Tiny').build()
+    model = parse_model_spec('own.py:Tiny').build()
     image = torch.rand(1, 3, 32, 32)
     for dtype, expected in (('fp32', torch.float32), ('bf16', torch.bfloat16)):
         work = prepare(model, replace(CASE, dtype=dtype), image)
@@ -400,7 +408,7 @@ def test_compiled(place, monkeypatch):
     monkeypatch.setattr(
         torch, 'compile', lambda model: compiler(model, backend='eager')
     )
-    candidates = find_candidates(['own.py:Tiny', 'own.py:Breaking'])
+    candidates = find_model_specs(['own.py:Tiny', 'own.py:Breaking'])
     for mode in ('compile', 'compile-train'):
         case = replace(CASE, mode=mode)
         (whole, broken), _ = measure_case(candidates, case, SETTINGS)
@@ -413,7 +421,7 @@ def test_compiled(place, monkeypatch):
 
 
 def test_onnxruntime(place):
-    candidates = find_candidates(['efficientmod_xxs', 'own.py:Tiny'])
+    candidates = find_model_specs(['efficientmod_xxs', 'own.py:Tiny'])
     settings = replace(SETTINGS, baselines=['efficientmod_xxs'])
     case = replace(CASE, mode='onnxruntime')
     ours, tiny = measure_case(candidates, case, settings)[0]
@@ -482,11 +490,11 @@ def test_where_attention_overtakes(attention, text):
         row = Row('some', times=[1.0], breakdown=parts)
         case = replace(CASE, height=side, width=side)
         results.append(make_result([row], case=case, breakdown=True))
-    (found,) = report.crossings(results[::-1])
+    (found,) = attention_crossover(results[::-1])
     assert text in found
     assert found.startswith('infer, 1x3xHxW, fp32, 1 thread, cpu: in some,')
-    assert report.growth_figure(results) is not None
-    assert report.growth_figure(results[:1]) is None
+    assert growth_figure(results) is not None
+    assert growth_figure(results[:1]) is None
 
 
 def make_result(rows, **changes):
@@ -513,7 +521,7 @@ def test_overview():
         ],
         case=replace(CASE, mode='train'),
     )
-    titles, *lines = report.overview([infer, train])
+    titles, *lines = overview([infer, train])
     case = '1x3x32x32, fp32, 1 thread'
     assert titles == [
         'model', 'M params', 'top-1', f'infer, {case}, deployed',
@@ -536,7 +544,7 @@ def test_growth_shows_what_is_known():
         for side in (32, 64)
         for mode, saved in (('infer', None), ('train', side))
     ]
-    labels = [x.get_ylabel() for x in report.growth_figure(results).axes]
+    labels = [x.get_ylabel() for x in growth_figure(results).axes]
     assert sorted(labels) == ['ms', 'ms', 'peak MB', 'peak MB', 'saved MB']
 
 
@@ -547,7 +555,7 @@ def test_names_in_pictures_do_not_hide_each_other():
         for n in range(6)
     ]  # fmt: skip
     infer, train = make_result(rows), replace(CASE, mode='train')
-    figure = report.latency_figure([infer, make_result(rows, case=train)])
+    figure = latency_figure([infer, make_result(rows, case=train)])
     time, params = figure.axes
     assert (time.get_xlabel(), params.get_xlabel()) == ('ms', 'M parameters')
     for ax in figure.axes:
@@ -557,12 +565,12 @@ def test_names_in_pictures_do_not_hide_each_other():
             a.overlaps(b) for a, b in itertools.combinations(boxes, 2)
         )
         assert all(ax.bbox.fully_overlaps(box) for box in boxes)
-    assert report.latency_figure([make_result(rows, within='own.py')]) is None
+    assert latency_figure([make_result(rows, within='own.py')]) is None
 
 
 def test_pareto():
     points = [(3, 70), (1, 60), (2, 60), (2, 75), (4, 76)]
-    assert report.pareto(points) == [(1, 60), (2, 75), (4, 76)]
+    assert pareto(points) == [(1, 60), (2, 75), (4, 76)]
 
 
 # ---------------------------------------------------------------- whole models
@@ -605,10 +613,10 @@ def test_within_a_detector(run, place):
 
 def test_proposals_are_the_same_for_each_model():
     config = str(find_config(WITHIN['mask_rcnn'][0]))
-    case = Case('train', 2, 96, 128, 'fp32', 1)
+    case = BenchmarkCase('train', 2, 96, 128, 'fp32', 1)
     found = []
     for name in ('mobilenetv2_100', 'efficientmod_xxs'):
-        model = find_candidate(name, config).build()
+        model = parse_model_spec(name, config).build()
         model.train_cfg.rcnn.sampler.num = 16
         give_proposals(model, case)
         for mode, method in (('infer', 'forward'), ('train', 'loss')):
@@ -693,12 +701,12 @@ def test_other_machines_do_not_mix(run, place):
 
 
 def test_every_efficientmod_has_the_same_weights(place):
-    ours = find_candidate('efficientmod_s').build()
-    official = find_candidate('official:official.py:s').build()
+    ours = parse_model_spec('efficientmod_s').build()
+    official = parse_model_spec('official:official.py:s').build()
     assert weights_key(ours) == weights_key(official)
-    derived = find_candidate('own.py:Derived(arch="s")').build()
+    derived = parse_model_spec('own.py:Derived(arch="s")').build()
     assert weights_key(derived) == weights_key(ours)
-    xxs = find_candidate('efficientmod_xxs').build()
+    xxs = parse_model_spec('efficientmod_xxs').build()
     assert weights_key(ours) != weights_key(xxs) != weights_key(nn.ReLU())
     assert_close(
         ours.stages[1].downsample.proj.weight,
@@ -713,21 +721,21 @@ def test_every_efficientmod_has_the_same_weights(place):
 
 
 def test_timm(place):
-    candidate = find_candidate('timm:regnety_004')
+    candidate = parse_model_spec('timm:regnety_004')
     (row,), _ = measure_case([candidate], CASE, SETTINGS)
     assert row.error is None
     assert len(candidate.build()(torch.rand(1, 3, 33, 40))) == 4
     with pytest.raises(ConfigError, match='did you mean .*mobilenetv2_100'):
-        find_candidate('timm:mobilenetv2_10')
+        parse_model_spec('timm:mobilenetv2_10')
 
 
 def test_patterns():
-    found = find_candidates(['mbconv_*', 'efficientmod_s', '*vit_xxs'])
+    found = find_model_specs(['mbconv_*', 'efficientmod_s', '*vit_xxs'])
     names = [candidate.name for candidate in found]
     assert names == ['mbconv_xs', 'mbconv_s', 'efficientmod_s', 'edgevit_xxs']
-    assert [c.name for c in find_candidates(['*'])] == list(BACKBONES)
+    assert [c.name for c in find_model_specs(['*'])] == list(BACKBONES)
     with pytest.raises(ConfigError, match='none of the names .*repvit_m0_9'):
-        find_candidates(['repvot_*'])
+        find_model_specs(['repvot_*'])
 
 
 def test_baseline_among_those_of_a_pattern(run):
@@ -759,9 +767,9 @@ def test_published():
     'name', ['Repeat', 'Reshape', 'Broadcast', 'BroadcastInPlace']
 )
 def test_products_are_the_same(name):
-    ours = find_candidate('efficientmod_xxs').build()
+    ours = parse_model_spec('efficientmod_xxs').build()
     path = ROOT / 'tools/dev/product.py'
-    other = find_candidate(f'{path}:{name}(arch="xxs")').build()
+    other = parse_model_spec(f'{path}:{name}(arch="xxs")').build()
     assert type(other.stages[0].blocks[0].mlp) is not ModulationMlp
     image = torch.rand(1, 3, 32, 32)
     assert_close(other(image), ours(image))

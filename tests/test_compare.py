@@ -11,10 +11,12 @@ import torch
 
 from mmefficientmod import cli
 from mmefficientmod.analysis.memory import saved_bytes
-from mmefficientmod.benchmark import training, training_report
-from mmefficientmod.benchmark.candidates import find_candidate
-from mmefficientmod.benchmark.training import Recipe, Run
-from mmefficientmod.benchmark.work import Case, prepare
+from mmefficientmod.benchmark.cases import BenchmarkCase
+from mmefficientmod.benchmark.model_specs import parse_model_spec
+from mmefficientmod.benchmark.training import report as training_report
+from mmefficientmod.benchmark.training import runs as training
+from mmefficientmod.benchmark.training.runs import Recipe, Run
+from mmefficientmod.benchmark.workloads import prepare
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.swap.names import BACKBONES
 
@@ -67,9 +69,9 @@ def contents(folder):
 
 def benchmarked(model):
     """The bytes of a training step by the benchmark's measure."""
-    built = find_candidate(model, training.CONFIG).build()
+    built = parse_model_spec(model, training.CONFIG).build()
     image = torch.rand(2, 3, 32, 32)
-    work = prepare(built, Case('train', 2, 32, 32, 'fp32', 1), image)
+    work = prepare(built, BenchmarkCase('train', 2, 32, 32, 'fp32', 1), image)
     return saved_bytes(work.forward, [*built.parameters(), image])
 
 
@@ -198,7 +200,7 @@ def test_table_values():
         fill(Run('a', 2, {}), 48, 0.6),
         Run('c', 0, {}, error='RuntimeError: no | luck'),
     ]
-    assert training_report.cells(runs) == [
+    assert training_report.run_cells(runs) == [
         ['model', 'mIoU', '±', 's/iter', 'MB', 'M params', 'seeds'],
         ['a', '44.00', '4.00', '0.600', '5.0', '2.50', '0 1 2'],
         ['b', '10.00', '', '0.500', '3.0', '2.50', '0'],

@@ -21,16 +21,23 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mmefficientmod import cli
-from mmefficientmod.benchmark import report
-from mmefficientmod.benchmark.candidates import (
-    WITHIN,
-    Candidate,
-    expand,
-    find_candidates,
-)
+from mmefficientmod.benchmark.cases import DTYPES, MODES, BenchmarkCase
 from mmefficientmod.benchmark.measure import Settings, measure_case
+from mmefficientmod.benchmark.model_specs import (
+    WITHIN,
+    ModelSpec,
+    expand,
+    find_model_specs,
+)
+from mmefficientmod.benchmark.report import write
 from mmefficientmod.benchmark.results import Result, Results, machine
-from mmefficientmod.benchmark.work import DTYPES, MODES, Case
+from mmefficientmod.benchmark.tables import (
+    attention_crossover,
+    describe,
+    failures,
+    rounds_of,
+    table,
+)
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.toolbox import input_size
@@ -132,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     # Both say of each backbone what they did with it.
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     cases = [
-        Case(mode, *size, dtype, threads)
+        BenchmarkCase(mode, *size, dtype, threads)
         for size, mode, dtype, threads in itertools.product(
             parse_inputs(args.inputs, args.within),
             args.mode,
@@ -142,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     ]
     if min(args.rounds, *args.threads) < 1:
         raise ConfigError('--rounds and --threads start at 1')
-    candidates = find_candidates(args.models, args.within)
+    candidates = find_model_specs(args.models, args.within)
     settings = Settings(
         device=find_device(args.device),
         rounds=args.rounds,
@@ -153,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     folder = Path(args.out) if args.out else None
     results = Results(folder, args.fresh, machine(settings.device))
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    console.print(report.describe(results.machine), highlight=False)
+    console.print(describe(results.machine), highlight=False)
     shown: list[Result] = []
     stopped = False
     try:
@@ -161,15 +168,15 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
             candidates, cases, settings, args.within, results, console
         ):
             shown.append(result)
-            console.print(report.table(result))
-            for text in report.failures(result):
+            console.print(table(result))
+            for text in failures(result):
                 console.print(text, highlight=False, markup=False)
     except KeyboardInterrupt:
         stopped = True
-    for text in report.crossings(shown):
+    for text in attention_crossover(shown):
         console.print(text, highlight=False, markup=False)
     if folder and results.results:
-        for path in report.write(results, folder):
+        for path in write(results, folder):
             console.print(f'written: {path}', highlight=False, markup=False)
     if stopped:
         raise KeyboardInterrupt
@@ -178,8 +185,8 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
 
 
 def measure(
-    candidates: Sequence[Candidate],
-    cases: Sequence[Case],
+    candidates: Sequence[ModelSpec],
+    cases: Sequence[BenchmarkCase],
     settings: Settings,
     within: str | None,
     results: Results,
@@ -197,14 +204,14 @@ def measure(
                 yield kept
                 continue
 
-            def advance(name: str, case: Case = case) -> None:
+            def advance(name: str, case: BenchmarkCase = case) -> None:
                 progress.update(task, advance=1, description=f'{case}: {name}')
 
             planned.rows, planned.finished = measure_case(
                 candidates, case, settings, advance
             )
             progress.update(task, completed=(number + 1) * steps)
-            if planned.finished or report.rounds_of(planned):
+            if planned.finished or rounds_of(planned):
                 results.add(planned)
                 yield planned
             if not planned.finished:
@@ -249,7 +256,7 @@ def find_device(name: str) -> torch.device:
 
 
 def find_baselines(
-    args: argparse.Namespace, candidates: Sequence[Candidate]
+    args: argparse.Namespace, candidates: Sequence[ModelSpec]
 ) -> list[str]:
     """Names of the models that others are compared with."""
     if args.baseline is None:

@@ -18,10 +18,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mmefficientmod import cli
-from mmefficientmod.benchmark import report, training, training_report
-from mmefficientmod.benchmark.candidates import find_candidates
+from mmefficientmod.benchmark.model_specs import find_model_specs
 from mmefficientmod.benchmark.results import machine
-from mmefficientmod.benchmark.training import Recipe, Run
+from mmefficientmod.benchmark.tables import describe, rich_table
+from mmefficientmod.benchmark.training import report as training_report
+from mmefficientmod.benchmark.training import runs as training
+from mmefficientmod.benchmark.training.runs import Recipe, Run
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.swap.names import BACKBONES, resolve_backbone
 
@@ -99,17 +101,17 @@ def main(argv: Sequence[str] | None = None) -> list[Run]:
     recipe = Recipe(args.on, args.iters, args.crop, args.threads)
     device = torch.device(get_device())
     facts = machine(device)
-    candidates = find_candidates(args.backbones, training.CONFIG)
+    candidates = find_model_specs(args.backbones, training.CONFIG)
     planned = training.plan(candidates, args.seeds, recipe, facts)
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    console.print(report.describe(facts), highlight=False)
+    console.print(describe(facts), highlight=False)
     runs: list[Run] = []
     try:
         make(planned, Path(args.out), console, runs)
     finally:
         if runs:
             text = training_report.caption(recipe, device.type == 'cuda')
-            console.print(report.rich_table('', training_report.cells(runs)))
+            console.print(rich_table('', training_report.run_cells(runs)))
             for line in (
                 text,
                 *training_report.failures(runs),

@@ -1,7 +1,8 @@
 """Speed and memory of models, side by side: see ``tools/benchmark.py``.
 
-``candidates.py`` turns names into models, ``work.py`` says what of a model is
-run, ``measure.py`` runs it, ``results.py`` keeps what came out, and
-``report.py`` shows it. ``training.py``, with ``hook.py`` and
-``training_report.py``, trains: see ``tools/compare.py``.
+A model is named (``model_specs.py``, ``official.py``), a case says at which
+size and in which mode it runs (``cases.py``, ``inputs.py``), ``workloads.py``
+prepares the run, ``measure.py`` measures it, ``results.py`` keeps the figures,
+and ``tables.py``, ``figures.py`` and ``report.py`` show them. ``training/``
+trains models side by side: see ``tools/compare.py``.
 """

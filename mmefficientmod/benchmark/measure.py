@@ -18,13 +18,12 @@ from torch.utils.benchmark import Measurement, TaskSpec, Timer
 
 from mmefficientmod.analysis.complexity import measure as measure_complexity
 from mmefficientmod.analysis.memory import peak_bytes, saved_bytes
-from mmefficientmod.benchmark.candidates import (
-    Candidate,
-    efficientmod_of,
-    weights_key,
-)
+from mmefficientmod.benchmark.cases import BenchmarkCase
+from mmefficientmod.benchmark.inputs import give_proposals
+from mmefficientmod.benchmark.model_specs import ModelSpec
+from mmefficientmod.benchmark.official import efficientmod_of, weights_key
 from mmefficientmod.benchmark.published import published
-from mmefficientmod.benchmark.work import Case, Work, give_proposals, prepare
+from mmefficientmod.benchmark.workloads import Workload, prepare
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.models.backbones.efficientmod import (
     AttentionBlock,
@@ -139,8 +138,8 @@ class _Runner:
 
 
 def measure_case(
-    candidates: Sequence[Candidate],
-    case: Case,
+    candidates: Sequence[ModelSpec],
+    case: BenchmarkCase,
     settings: Settings,
     progress: Callable[[str], None] = lambda what: None,
 ) -> tuple[list[Row], bool]:
@@ -168,14 +167,14 @@ def measure_case(
     with _compiling(case, len(candidates)):
         for candidate in candidates:
             row = rows[candidate.name]
-            row.published = published(candidate.known_as)
+            row.published = published(candidate.published_name)
             progress(candidate.name)
-            with _failing_into(row):
+            with _record_error(row):
                 runners[candidate.name] = _start(
                     candidate, case, settings, image, row
                 )
         for runner in runners.values():
-            with _failing_into(runner.row):
+            with _record_error(runner.row):
                 _compare(runner, runners, settings.baselines)
         finished = _interleave(runners, settings.rounds, progress)
     del runners
@@ -184,7 +183,7 @@ def measure_case(
 
 
 @contextlib.contextmanager
-def _failing_into(row: Row) -> Iterator[None]:
+def _record_error(row: Row) -> Iterator[None]:
     """A failure within ends in the row, and the run goes on."""
     try:
         yield
@@ -193,7 +192,7 @@ def _failing_into(row: Row) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _compiling(case: Case, number: int) -> Iterator[None]:
+def _compiling(case: BenchmarkCase, number: int) -> Iterator[None]:
     """Have ``torch.compile`` start anew, for this number of models.
 
     It keeps what it compiled, and gives up where there are more than a few
@@ -219,8 +218,8 @@ def reason(error: BaseException) -> str:
 
 
 def _start(
-    candidate: Candidate,
-    case: Case,
+    candidate: ModelSpec,
+    case: BenchmarkCase,
     settings: Settings,
     image: Tensor,
     row: Row,
@@ -250,7 +249,7 @@ def _start(
         work.run()
         row.graph_breaks = sum(counters['graph_break'].values())
     work.run()  # warm-up
-    _weigh(model, case, work, image, allocated, row)
+    _measure_memory(model, case, work, image, allocated, row)
     outputs = _outputs(work) if alone else []
     timer = Timer(
         'run()', globals=dict(run=work.run), num_threads=case.threads
@@ -277,7 +276,7 @@ def _interleave(
             for name in names if i % 2 == 0 else reversed(names):
                 progress(name)
                 row = runners[name].row
-                with _failing_into(row):
+                with _record_error(row):
                     measurement = runners[name].timer.blocked_autorange(
                         min_run_time=ROUND_SECONDS
                     )
@@ -322,13 +321,13 @@ def _compare(
         row.compared_with = expected.row.model
 
 
-def _outputs(work: Work) -> list[Tensor]:
+def _outputs(work: Workload) -> list[Tensor]:
     # Without TF32, so that differences are those of the models.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return work.outputs()
 
 
-def _count(model: nn.Module, case: Case, row: Row) -> None:
+def _count(model: nn.Module, case: BenchmarkCase, row: Row) -> None:
     row.params = sum(p.numel() for p in model.parameters())
     try:
         row.flops = measure_complexity(model, (case.height, case.width)).flops
@@ -340,10 +339,10 @@ def _count(model: nn.Module, case: Case, row: Row) -> None:
 # ------------------------------------------------------------------- memory
 
 
-def _weigh(
+def _measure_memory(
     model: nn.Module,
-    case: Case,
-    work: Work,
+    case: BenchmarkCase,
+    work: Workload,
     image: Tensor,
     allocated: int,
     row: Row,
@@ -388,7 +387,7 @@ def _free(device: torch.device) -> None:
 
 
 def _break_down(
-    model: nn.Module, case: Case, image: Tensor, rounds: int
+    model: nn.Module, case: BenchmarkCase, image: Tensor, rounds: int
 ) -> dict[str, float] | None:
     """Seconds that each kind of part of an EfficientMod takes.
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -15,9 +16,9 @@ from typing import Any
 import torch
 
 from mmefficientmod import __version__
-from mmefficientmod.benchmark.candidates import Candidate
+from mmefficientmod.benchmark.cases import BenchmarkCase
 from mmefficientmod.benchmark.measure import Row, Settings
-from mmefficientmod.benchmark.work import Case
+from mmefficientmod.benchmark.model_specs import ModelSpec
 from mmefficientmod.compat import PYTORCH, STACKS
 from mmefficientmod.config.nodes import ConfigError
 
@@ -76,7 +77,7 @@ class Result:
         rows: One for each model.
     """
 
-    case: Case
+    case: BenchmarkCase
     device: str
     within: str | None
     deploy: bool
@@ -90,8 +91,8 @@ class Result:
     @classmethod
     def planned(
         cls,
-        candidates: Sequence[Candidate],
-        case: Case,
+        candidates: Sequence[ModelSpec],
+        case: BenchmarkCase,
         settings: Settings,
         within: str | None,
     ) -> Result:
@@ -113,7 +114,7 @@ class Result:
         return cls(
             **content
             | dict(
-                case=Case(**content['case']),
+                case=BenchmarkCase(**content['case']),
                 rows=[Row(**row) for row in content['rows']],
             )
         )
@@ -231,3 +232,19 @@ class Results:
             new = self.path.with_suffix('.new')
             new.write_text(json.dumps(content, indent=1) + '\n')
             new.replace(self.path)
+
+
+def group_by_size(results: Iterable[Result]) -> dict[str, list[Result]]:
+    """Results that differ in the size of the image alone, small to large."""
+    groups: dict[str, list[Result]] = {}
+    for result in sorted(results, key=side_of_square):
+        case = result.case
+        size = f'x{case.height}x{case.width}'
+        title = result.title.replace(size, 'xHxW')
+        groups.setdefault(title, []).append(result)
+    return {title: x for title, x in groups.items() if len(x) > 1}
+
+
+def side_of_square(result: Result) -> float:
+    """Of the square with as many pixels."""
+    return math.sqrt(result.case.height * result.case.width)

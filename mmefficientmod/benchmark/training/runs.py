@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmefficientmod.benchmark.candidates import Candidate
 from mmefficientmod.benchmark.measure import REASON_LENGTH
+from mmefficientmod.benchmark.model_specs import ModelSpec
 from mmefficientmod.config.nodes import ConfigError
 
 CONFIG = 'mmefficientmod::_base_/semantic_fpn_compare.py'
@@ -187,7 +187,7 @@ class Run:
 
 
 def plan(
-    candidates: Sequence[Candidate],
+    candidates: Sequence[ModelSpec],
     seeds: Sequence[int],
     recipe: Recipe,
     machine: dict[str, str],

@@ -15,9 +15,14 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmefficientmod.benchmark import report
-from mmefficientmod.benchmark.report import Column
-from mmefficientmod.benchmark.training import MINI, WARM_UP, Recipe, Run
+from mmefficientmod.benchmark.figures import mark, panels, save
+from mmefficientmod.benchmark.tables import (
+    Column,
+    cells,
+    describe,
+    markdown_table,
+)
+from mmefficientmod.benchmark.training.runs import MINI, WARM_UP, Recipe, Run
 
 # Losses of single iterations jump: means of as many parts are drawn.
 PARTS = 10
@@ -94,10 +99,10 @@ def outcome(run: Run) -> str:
     return f'mIoU {run.final_miou:.2f}, {run.seconds:.3f} s an iteration'
 
 
-def cells(runs: Sequence[Run]) -> list[list[str]]:
+def run_cells(runs: Sequence[Run]) -> list[list[str]]:
     """Titles and written values; for reasons, see :func:`failures`."""
     shown = [column for column in COLUMNS if column.key != 'error']
-    return report.cells(shown, values(runs))
+    return cells(shown, values(runs))
 
 
 def caption(recipe: Recipe, cuda: bool) -> str:
@@ -146,9 +151,9 @@ def write(
         writer.writeheader()
         writer.writerows(row | machine for row in rows)
     parts = [
-        report.describe(machine),
+        describe(machine),
         text,
-        report.markdown_table(cells(runs)),
+        markdown_table(run_cells(runs)),
         *failures(runs),
     ]
     paths[1].write_text('\n\n'.join(parts) + '\n')
@@ -163,7 +168,7 @@ def write(
     picture.unlink(missing_ok=True)  # one of earlier results
     done = [run for run in runs if run.finished]
     if done:
-        report.save(curves(done), picture, machine)
+        save(curves(done), picture, machine)
         paths.append(picture)
     return paths
 
@@ -177,7 +182,7 @@ def curves(runs: Sequence[Run]) -> Figure:
     Args:
         runs: Finished ones.
     """
-    figure, ((left, right),) = report.panels(2, 1)
+    figure, ((left, right),) = panels(2, 1)
     figure.set_size_inches(12, 5)
     # The legend is read from the best down.
     models = {run.model: [] for run in runs}
@@ -191,7 +196,7 @@ def curves(runs: Sequence[Run]) -> Figure:
     for i, model in enumerate(best):
         style = dict(
             color=colours[i % len(colours)],
-            marker=report.mark(model)[0],
+            marker=mark(model)[0],
             label=model,
         )
         own = models[model]

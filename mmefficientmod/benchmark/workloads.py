@@ -3,70 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import inspect
 import io
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.model import BaseModel
-from mmengine.structures import PixelData
 from torch import Tensor, nn
 
 from mmefficientmod.analysis.complexity import Network
+from mmefficientmod.benchmark.cases import DTYPES, BenchmarkCase
+from mmefficientmod.benchmark.inputs import annotations
 from mmefficientmod.config.nodes import ConfigError
-
-MODES = ('infer', 'train', 'compile', 'compile-train', 'onnxruntime')
-DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
-# About as many as an image of COCO has on average.
-OBJECTS = 7
-
-
-@dataclass(frozen=True)
-class Case:
-    """What models are compared at.
-
-    Attributes:
-        mode: One of :data:`MODES`.
-        batch: Images at once.
-        height: Of an image, in pixels.
-        width: Of an image, in pixels.
-        dtype: A key of :data:`DTYPES`; other than fp32 means autocast.
-        threads: Of the CPU, for one operator.
-    """
-
-    mode: str
-    batch: int
-    height: int
-    width: int
-    dtype: str
-    threads: int
-
-    @property
-    def training(self) -> bool:
-        """Whether a backward pass is run."""
-        return self.mode.endswith('train')
-
-    @property
-    def compiled(self) -> bool:
-        """Whether ``torch.compile`` is at work."""
-        return self.mode.startswith('compile')
-
-    @property
-    def eager(self) -> Case:
-        """The same without compiling or exporting anything."""
-        mode = 'train' if self.training else 'infer'
-        return dataclasses.replace(self, mode=mode)
-
-    def __str__(self) -> str:
-        size = f'{self.batch}x3x{self.height}x{self.width}'
-        threads = f'{self.threads} thread{"s" * (self.threads > 1)}'
-        return f'{self.mode}, {size}, {self.dtype}, {threads}'
 
 
 class Loss(nn.Module):
@@ -79,7 +32,7 @@ class Loss(nn.Module):
     """
 
     def __init__(
-        self, model: BaseModel, case: Case, device: torch.device
+        self, model: BaseModel, case: BenchmarkCase, device: torch.device
     ) -> None:
         super().__init__()
         self.model = model
@@ -91,124 +44,8 @@ class Loss(nn.Module):
         return self.model.parse_losses(losses)[0]
 
 
-def annotations(
-    model: nn.Module, case: Case, device: torch.device
-) -> list[Any]:
-    """Random annotations for a batch, of the kind that a model learns from.
-
-    Args:
-        model: A detector (boxes and masks, 7 objects an image), a segmentor
-            (a class for each pixel) or a classifier.
-        case: Number and size of the images.
-        device: Where they go.
-
-    Raises:
-        ConfigError: If the model is nothing of that.
-    """
-    size = (case.height, case.width)
-    toolbox = next(
-        (
-            name
-            for kind in type(model).__mro__
-            if (name := kind.__module__.split('.')[0])
-            in ('mmdet', 'mmseg', 'mmpretrain')
-        ),
-        None,
-    )
-    if toolbox == 'mmdet':
-        from mmdet.testing import demo_mm_inputs
-
-        samples = demo_mm_inputs(
-            case.batch,
-            (3, *size),
-            num_items=[OBJECTS] * case.batch,
-            with_mask=True,
-            device=device,
-        )['data_samples']
-    elif toolbox == 'mmseg':
-        from mmseg.structures import SegDataSample
-
-        samples = [SegDataSample() for _ in range(case.batch)]
-        for sample in samples:
-            labels = torch.randint(
-                model.num_classes, (1, *size), device=device
-            )
-            sample.gt_sem_seg = PixelData(data=labels)
-    elif toolbox == 'mmpretrain':
-        from mmpretrain.structures import DataSample
-
-        samples = [
-            DataSample().set_gt_label(0).to(device) for _ in range(case.batch)
-        ]
-    else:
-        raise ConfigError(
-            f'{type(model).__name__} cannot be trained here: only detectors, '
-            'segmentors and classifiers get annotations'
-        )
-    for sample in samples:
-        sample.set_metainfo(
-            dict(
-                img_shape=size,
-                ori_shape=size,
-                pad_shape=size,
-                batch_input_shape=size,
-                scale_factor=(1.0, 1.0),
-            )
-        )
-    return samples
-
-
-def give_proposals(model: nn.Module, case: Case) -> None:
-    """Have the second stage of a detector get boxes that are always the same.
-
-    The RPN works as before. But which boxes it proposes hangs on the weights,
-    random as a rule, and how long RoIAlign takes hangs on their sizes.
-
-    Args:
-        model: A model. What has no RPN is left as it is.
-        case: What it is run on.
-    """
-    head = getattr(model, 'rpn_head', None)
-    if head is None:
-        return
-
-    def replace(results: Sequence[Any]) -> None:
-        for result in results:
-            boxes = proposals(len(result), case.height, case.width)
-            result.bboxes = boxes.to(result.bboxes)
-
-    predict, loss_and_predict = head.predict, head.loss_and_predict
-
-    def predict_same(*args: Any, **kwargs: Any) -> Any:
-        results = predict(*args, **kwargs)
-        replace(results)
-        return results
-
-    def loss_and_predict_same(*args: Any, **kwargs: Any) -> Any:
-        losses, results = loss_and_predict(*args, **kwargs)
-        replace(results)
-        return losses, results
-
-    head.predict = predict_same
-    head.loss_and_predict = loss_and_predict_same
-
-
-def proposals(number: int, height: int, width: int) -> Tensor:
-    """Boxes ``(number, 4)``, as x1, y1, x2, y2, the same in each call.
-
-    Anywhere in the image; the logarithm of each side is uniformly distributed
-    between that of 16 pixels and that of the image's side.
-    """
-    generator = torch.Generator().manual_seed(0)
-    image = torch.tensor([width, height])
-    random = torch.rand(number, 4, generator=generator)
-    sides = 16 * (image / 16).clamp(min=1) ** random[:, :2]
-    corners = random[:, 2:] * (image - sides)
-    return torch.cat([corners, corners + sides], 1)
-
-
 @dataclass
-class Work:
+class Workload:
     """A model that is ready to be run again and again.
 
     Attributes:
@@ -222,7 +59,7 @@ class Work:
     forward: Callable[[], Tensor] | None = None
 
 
-def prepare(model: nn.Module, case: Case, image: Tensor) -> Work:
+def prepare(model: nn.Module, case: BenchmarkCase, image: Tensor) -> Workload:
     """Make a model ready for a case.
 
     Args:
@@ -259,13 +96,13 @@ def prepare(model: nn.Module, case: Case, image: Tensor) -> Work:
         return [x.detach().float().cpu().clone() for x in infer()]
 
     if case.training:
-        return Work(train, outputs, loss)
+        return Workload(train, outputs, loss)
     no_grad = torch.no_grad()
-    return Work(no_grad(infer), no_grad(outputs))
+    return Workload(no_grad(infer), no_grad(outputs))
 
 
 def autocast(
-    case: Case, device: torch.device
+    case: BenchmarkCase, device: torch.device
 ) -> contextlib.AbstractContextManager:
     """Mixed precision as the case wants it; none for fp32."""
     if case.dtype == 'fp32':
@@ -273,7 +110,9 @@ def autocast(
     return torch.autocast(device.type, DTYPES[case.dtype])
 
 
-def _exported(network: nn.Module, case: Case, image: Tensor) -> Work:
+def _exported(
+    network: nn.Module, case: BenchmarkCase, image: Tensor
+) -> Workload:
     """An exported network in ONNX Runtime, on the device of the image."""
     if case.dtype != 'fp32':
         raise ConfigError(
@@ -323,7 +162,7 @@ def _exported(network: nn.Module, case: Case, image: Tensor) -> Work:
         run()
         return [torch.tensor(x) for x in binding.copy_outputs_to_cpu()]
 
-    return Work(run, outputs)
+    return Workload(run, outputs)
 
 
 def _export(network: nn.Module, image: Tensor, path: str) -> None:
