@@ -17,14 +17,17 @@ from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.datasets import (
     DataError,
-    ade20k_mini,
     apply_mini,
     check_data_exists,
-    coco_mini,
     guard,
-    imagenet_mini,
 )
-from mmefficientmod.datasets.mini import MINIATURES, prepare
+from mmefficientmod.datasets.mini import (
+    MINIATURES,
+    ade20k,
+    coco,
+    imagenet,
+    prepare,
+)
 
 CONFIG = 'mmefficientmod::seg/fpn_efficientmod_xxs_ade20k.py'
 ADE = MINIATURES['ADE20KDataset']
@@ -43,7 +46,7 @@ def digest(folder):
 def test_ade20k_mini_is_what_it_says(mini_root):
     folder = mini_root / ADE.folder
     present, pixels = set(), 0
-    for split, count in ade20k_mini.SPLITS.items():
+    for split, count in ade20k.SPLITS.items():
         images = sorted((folder / 'images' / split).glob('*.jpg'))
         labels = sorted((folder / 'annotations' / split).glob('*.png'))
         assert [p.stem for p in images] == [p.stem for p in labels]
@@ -55,14 +58,14 @@ def test_ade20k_mini_is_what_it_says(mini_root):
             assert array.dtype == np.uint8
             present |= set(np.unique(array))
             pixels += (array > 0).mean()
-    assert ADE.images == ade20k_mini.SPLITS['training']
+    assert ADE.images == ade20k.SPLITS['training']
     assert present == {0, 2, 3, 5, 7, 10, 13, 21}
-    assert pixels / sum(ade20k_mini.SPLITS.values()) > 0.95
+    assert pixels / sum(ade20k.SPLITS.values()) > 0.95
     pictures = {p.read_bytes() for p in folder.rglob('*.jpg')}
-    assert len(pictures) == sum(ade20k_mini.SPLITS.values())  # none twice
+    assert len(pictures) == sum(ade20k.SPLITS.values())  # none twice
 
 
-@pytest.mark.parametrize('split', coco_mini.SPLITS)
+@pytest.mark.parametrize('split', coco.SPLITS)
 def test_coco_mini_is_what_it_says(mini_root, split):
     folder = mini_root / COCO.folder
     path = folder / f'annotations/instances_{split}.json'
@@ -75,7 +78,7 @@ def test_coco_mini_is_what_it_says(mini_root, split):
         dict(id=90, name='toothbrush'),
     ]
     images = api.loadImgs(api.getImgIds())
-    assert len(images) == coco_mini.SPLITS[split]
+    assert len(images) == coco.SPLITS[split]
     files = {p.name for p in (folder / split).iterdir()}
     assert files == {image['file_name'] for image in images}
     assert any(not api.getAnnIds(image['id']) for image in images)
@@ -106,7 +109,7 @@ def test_coco_mini_is_what_it_says(mini_root, split):
 @pytest.mark.parametrize('mask', [[[0, 0], [1, 1]], [[1, 0], [1, 0]]])
 def test_run_lengths_go_down_the_columns(mask):
     mask = np.array(mask, bool)
-    runs = coco_mini.rle(mask)
+    runs = coco.rle(mask)
     values = np.arange(len(runs['counts'])) % 2
     flat = np.repeat(values, runs['counts'])
     np.testing.assert_array_equal(flat.reshape(2, 2, order='F'), mask)
@@ -140,7 +143,7 @@ def test_imagenet_mini_is_what_it_says(mini_root):
     names = {301: 'ladybug', 327: 'starfish', 340: 'zebra',
              918: 'crossword', 920: 'traffic light', 948: 'Granny Smith',
              950: 'orange', 954: 'banana'}  # fmt: skip
-    for split, count in imagenet_mini.SPLITS.items():
+    for split, count in imagenet.SPLITS.items():
         dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
         kinds = Counter(dataset.get_gt_labels().tolist())
         assert kinds == dict.fromkeys(names, count)
@@ -151,8 +154,8 @@ def test_imagenet_mini_is_what_it_says(mini_root):
     pictures = {
         p.read_bytes() for p in (mini_root / IMAGENET.folder).rglob('*.JPEG')
     }
-    assert len(pictures) == 8 * sum(imagenet_mini.SPLITS.values())
-    assert IMAGENET.images == 8 * imagenet_mini.SPLITS['train']
+    assert len(pictures) == 8 * sum(imagenet.SPLITS.values())
+    assert IMAGENET.images == 8 * imagenet.SPLITS['train']
     train = mini_root / IMAGENET.folder / 'train'
     assert (train / 'n02391049/n02391049_1.JPEG').is_file()
 
@@ -284,12 +287,12 @@ def test_missing_data_is_named_with_the_remedy(tmp_path):
     (tmp_path / 'ade/images/training/a.jpg').touch()
     with pytest.raises(DataError, match=r'images/validation does not exist'):
         check_data_exists(cfg, loaders)
-    coco = load_config(
+    cfg = load_config(
         'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
         dict(data_root=str(tmp_path) + '/'),
     )
     with pytest.raises(DataError, match=r'train2017 does not exist'):
-        check_data_exists(coco, loaders)
+        check_data_exists(cfg, loaders)
 
 
 def test_missing_imagenet_is_named_with_the_remedy(tmp_path):

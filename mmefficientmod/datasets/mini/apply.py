@@ -22,9 +22,9 @@ from mmefficientmod.config.nodes import (
 )
 from mmefficientmod.config.schedule import scale_schedule
 
-from .ade20k_mini import write_ade20k_mini
-from .coco_mini import write_coco_mini
-from .imagenet_mini import write_folder_mini, write_imagenet_mini
+from .ade20k import write_ade20k_mini
+from .coco import write_coco_mini
+from .imagenet import write_folder_mini, write_imagenet_mini
 
 # The smallest of the family that the authors' teacher is of.
 STAND_IN_TEACHER = dict(
