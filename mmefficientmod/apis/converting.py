@@ -13,7 +13,6 @@ classifier's head is ``head.fc``. That is MMPretrain's layout, too.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmefficientmod.atomic import atomic_write
 from mmefficientmod.checkpoint.loading import load_strictly
 from mmefficientmod.checkpoint.reading import (
     CheckpointError,
@@ -384,17 +384,11 @@ def save_checkpoint(conversion: Conversion, path: str) -> None:
     Raises:
         CheckpointError: If it cannot be written.
     """
-    target = Path(path)
-    part = target.with_name(f'.{target.name}.{os.getpid()}.part')
     content = dict(meta=conversion.meta, state_dict=conversion.weights)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Opened here: by its own opening, torch reports a full disk or a
-        # missing folder as it pleases.
-        with open(part, 'xb') as file:
+        # Opened here: where torch opens the file, it raises different errors
+        # for a full disk and a missing folder.
+        with atomic_write(path) as draft, open(draft, 'xb') as file:
             torch.save(content, file)
-        os.replace(part, target)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f'{path} cannot be written: {error}') from None
-    finally:
-        part.unlink(missing_ok=True)

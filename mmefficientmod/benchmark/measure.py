@@ -25,6 +25,7 @@ from mmefficientmod.benchmark.official import efficientmod_of, weights_key
 from mmefficientmod.benchmark.published import published
 from mmefficientmod.benchmark.workloads import Workload, prepare
 from mmefficientmod.config.nodes import ConfigError
+from mmefficientmod.messages import REASON_LENGTH, shorten
 from mmefficientmod.models.backbones.efficientmod import (
     AttentionBlock,
     ModulationBlock,
@@ -39,7 +40,6 @@ PARTS = {
     'modulation blocks': ModulationBlock,
     'attention blocks': AttentionBlock,
 }
-REASON_LENGTH = 200
 TINY = torch.finfo(torch.float32).tiny
 
 
@@ -208,13 +208,10 @@ def _compiling(case: BenchmarkCase, number: int) -> Iterator[None]:
 
 def reason(error: BaseException) -> str:
     """One line of an error: the first that says something."""
-    lines = [x.strip() for x in str(error).splitlines() if x.strip()]
-    text = ' '.join((lines or ['no message'])[0].split())
-    if not isinstance(error, ConfigError):
-        text = f'{type(error).__name__}: {text}'
-    if len(text) > REASON_LENGTH:
-        text = text[: REASON_LENGTH - 3] + '...'
-    return text
+    kind = (
+        '' if isinstance(error, ConfigError) else f'{type(error).__name__}: '
+    )
+    return kind + shorten(str(error), REASON_LENGTH - len(kind))
 
 
 def _start(

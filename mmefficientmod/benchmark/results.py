@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from mmefficientmod import __version__
+from mmefficientmod.atomic import atomic_write
 from mmefficientmod.benchmark.cases import BenchmarkCase
 from mmefficientmod.benchmark.measure import Row, Settings
 from mmefficientmod.benchmark.model_specs import ModelSpec
@@ -223,15 +224,12 @@ class Results:
         self.results = [x for x in self.results if x not in same]
         self.results.append(result)
         if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             content = dict(
                 machine=self.machine,
                 results=[dataclasses.asdict(x) for x in self.results],
             )
-            # Ctrl-C while it is written leaves the old one.
-            new = self.path.with_suffix('.new')
-            new.write_text(json.dumps(content, indent=1) + '\n')
-            new.replace(self.path)
+            with atomic_write(self.path) as draft:
+                draft.write_text(json.dumps(content, indent=1) + '\n')
 
 
 def group_by_size(results: Iterable[Result]) -> dict[str, list[Result]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 from collections.abc import Mapping
 from importlib import metadata
@@ -14,6 +13,7 @@ from mmengine.config.utils import MODULE2PACKAGE, ConfigParsingError
 
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.options import apply_options
+from mmefficientmod.messages import did_you_mean
 
 # Toolboxes whose configs the tools serve.
 TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
@@ -66,17 +66,11 @@ def find_config(name: str) -> Path:
     if path.is_file():
         return path
     found = folder.rglob('*.py') if colons else folder.glob('*.py')
-    known = {str(p.relative_to(folder)): p for p in found}
+    known = [str(p.relative_to(folder)) for p in found]
     wanted = str(path.relative_to(folder))
-    close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.7)
-    if colons:
-        close = [f'{package}::{c}' for c in close]
-    else:
-        close = [str(folder / c) for c in close]
-    raise ConfigError(
-        f'config {name} does not exist'
-        + (f'; did you mean {" or ".join(close)}?' if close else f' {remedy}')
-    )
+    form = f'{package}::{{}}' if colons else str(folder / '{}')
+    hint = did_you_mean(wanted, known, most=3, cutoff=0.7, form=form)
+    raise ConfigError(f'config {name} does not exist' + (hint or f' {remedy}'))
 
 
 def load_config(name: str, options: Mapping[str, Any] | None = None) -> Config:

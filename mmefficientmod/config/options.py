@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +22,7 @@ from mmefficientmod.config.schedule import (
     follow_accumulation,
     scale_schedule,
 )
+from mmefficientmod.messages import did_you_mean
 
 # What MMEngine reads of a config besides the arguments of its Runner.
 EXTRA_KEYS = (
@@ -118,8 +118,7 @@ def _check_keys(cfg: Config, options: Mapping[str, Any]) -> None:
         top = option.split('.')[0]
         if top in known:
             continue
-        close = difflib.get_close_matches(top, known, n=1)
-        hint = f'; did you mean {close[0]}?' if close else ''
         raise ConfigError(
-            f'--cfg-options {option}: the config has no {top!r}{hint}'
+            f'--cfg-options {option}: the config has no {top!r}'
+            f'{did_you_mean(top, known)}'
         )

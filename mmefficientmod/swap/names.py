@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import ast
 import copy
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import ConfigDict
 
 from mmefficientmod.config.nodes import ConfigError, kind_of
+from mmefficientmod.messages import did_you_mean
 from mmefficientmod.models.backbones import edgevit, efficientmod
 from mmefficientmod.models.backbones.timm_pyramid import check_name
 
@@ -43,13 +43,11 @@ def resolve_backbone(backbone: str | Mapping[str, Any]) -> ConfigDict:
         else:
             name = text.replace('-', '_')
             if name not in BACKBONES:
-                close = difflib.get_close_matches(name, BACKBONES, n=1)
                 raise ConfigError(
                     f'no backbone is called {backbone!r}'
-                    + (f'; did you mean {close[0]}?' if close else '')
-                    + f' The names are {", ".join(BACKBONES)}; any model of '
-                    'timm is timm:NAME, and any other registered backbone '
-                    'goes as a dict, such as dict(type='
+                    f'{did_you_mean(name, BACKBONES)} The names are '
+                    f'{", ".join(BACKBONES)}; any model of timm is '
+                    'timm:NAME, and any other registered backbone goes as a dict, such as dict(type='
                     "'mmpretrain.MobileNetV2', out_indices=(1, 2, 4, 6))"
                 )
             backbone = BACKBONES[name]

@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmefficientmod.benchmark.measure import REASON_LENGTH
+from mmefficientmod.atomic import atomic_write
 from mmefficientmod.benchmark.model_specs import ModelSpec
 from mmefficientmod.config.nodes import ConfigError
+from mmefficientmod.messages import shorten
 
 CONFIG = 'mmefficientmod::_base_/semantic_fpn_compare.py'
 MINI = 'mini'
@@ -157,10 +158,8 @@ class Run:
 
     def save(self, folder: Path) -> None:
         """Write it, so that Ctrl-C leaves it whole."""
-        folder.mkdir(parents=True, exist_ok=True)
-        new = folder / f'{FILE}.new'
-        new.write_text(json.dumps(dataclasses.asdict(self)) + '\n')
-        new.replace(folder / FILE)
+        with atomic_write(folder / FILE) as draft:
+            draft.write_text(json.dumps(dataclasses.asdict(self)) + '\n')
 
     def read(self, folder: Path) -> None:
         """Take in what MMEngine logged.
@@ -298,7 +297,4 @@ def reason(code: int, output: str) -> str:
     lines = [x.strip() for x in output.splitlines() if x.strip()]
     errors = [x for x in lines if ERROR.fullmatch(x)]
     text = [f'exit status {code}', *lines[-1:], *errors[-1:]][-1]
-    text = text.removeprefix('error: ')
-    if len(text) > REASON_LENGTH:
-        text = text[: REASON_LENGTH - 3] + '...'
-    return text
+    return shorten(text.removeprefix('error: '))

@@ -9,7 +9,6 @@ that fit or are refused.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -23,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmefficientmod.checkpoint.loading import load_pretrained, pretrained_part
 from mmefficientmod.checkpoint.reading import CheckpointError, read_checkpoint
+from mmefficientmod.messages import did_you_mean
 from mmefficientmod.models.backbones.base import (
     check_stages,
     keep_statistics,
@@ -394,8 +394,7 @@ def check_name(name: str) -> None:
             'pip install timm'
         ) from None
     if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f'; did you mean {" or ".join(close)}?' if close else ''
+        hint = did_you_mean(name, timm.list_models(), most=3)
         raise ValueError(f'timm {timm.__version__} has no model {name}{hint}')
 
 

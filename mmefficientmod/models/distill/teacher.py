@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import logging
 import math
 import textwrap
@@ -32,6 +31,7 @@ from mmefficientmod.checkpoint.reading import (
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError, kind_of
 from mmefficientmod.config.toolbox import input_size
+from mmefficientmod.messages import did_you_mean
 
 # The RegNetY-160 that DeiT and EfficientMod were taught by, as timm calls it.
 DEIT_TEACHER = 'timm:regnety_160.deit_in1k'
@@ -274,8 +274,7 @@ class Teacher:
                 '`uv pip install timm`'
             ) from None
         if ':' not in name and not timm.is_model(name):
-            close = difflib.get_close_matches(name, timm.list_models(), n=3)
-            hint = f'; did you mean {" or ".join(close)}?' if close else ''
+            hint = did_you_mean(name, timm.list_models(), most=3)
             raise ConfigError(
                 f'timm {timm.__version__} has no model {name}{hint}'
             )

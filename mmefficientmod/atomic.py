@@ -1,0 +1,39 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
+    """Write a file so that an interruption leaves the old one, or none.
+
+    The folder is made if it does not exist.
+
+    Args:
+        path: The file to write.
+
+    Yields:
+        A temporary path in the same folder, where the caller writes the
+        file. It takes the place of ``path`` when the block ends without an
+        error, and is removed otherwise.
+
+    Raises:
+        OSError: If the folder cannot be made or written to.
+
+    Example:
+        >>> with atomic_write('results.json') as draft:
+        ...     draft.write_text('{}')
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f'.{target.name}.{os.getpid()}.part')
+    try:
+        yield draft
+        os.replace(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)
