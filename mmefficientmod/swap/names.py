@@ -47,8 +47,9 @@ def resolve_backbone(backbone: str | Mapping[str, Any]) -> ConfigDict:
                     f'no backbone is called {backbone!r}'
                     f'{did_you_mean(name, BACKBONES)} The names are '
                     f'{", ".join(BACKBONES)}; any model of timm is '
-                    'timm:NAME, and any other registered backbone goes as a dict, such as dict(type='
-                    "'mmpretrain.MobileNetV2', out_indices=(1, 2, 4, 6))"
+                    'timm:NAME, and any other registered backbone goes as a '
+                    "dict, such as dict(type='mmpretrain.MobileNetV2', "
+                    'out_indices=(1, 2, 4, 6))'
                 )
             backbone = BACKBONES[name]
     if not isinstance(backbone, Mapping) or not backbone.get('type'):
