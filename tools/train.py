@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 
 from mmefficientmod import cli
 from mmefficientmod.config.files import load_config
-from mmefficientmod.config.nodes import ConfigError, find_model, kind_of
+from mmefficientmod.config.nodes import ConfigError, find_model, type_name
 from mmefficientmod.datasets import check_data_exists, fit_classes
 from mmefficientmod.engine.hooks import check_checkpoint
 from mmefficientmod.engine.runner import build_runner, train_with_amp
@@ -96,7 +96,7 @@ def warn_without_weights(cfg: Config, fine_tunes: bool) -> None:
     except ConfigError:  # it brings its own
         return
     if (
-        kind_of(backbone) == 'EfficientMod'
+        type_name(backbone) == 'EfficientMod'
         and not backbone.get('init_cfg')
         and not cfg.get('load_from')
         and (fine_tunes or cfg.get('default_scope') != 'mmpretrain')

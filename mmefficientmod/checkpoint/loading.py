@@ -22,7 +22,7 @@ from mmefficientmod.checkpoint.reading import (
     select_weights,
     strip_prefix,
 )
-from mmefficientmod.config.nodes import kind_of
+from mmefficientmod.config.nodes import type_name
 
 INIT_CFG_KEYS = ('type', 'checkpoint', 'prefix', 'use_ema', 'map_location')
 
@@ -31,7 +31,7 @@ def pretrained_part(init_cfg: Any) -> Mapping[str, Any] | None:
     """The dict in MMEngine's ``init_cfg`` that asks for a checkpoint."""
     parts = [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg or []
     kinds = ('Pretrained', PretrainedInit.__name__)
-    return next((p for p in parts if kind_of(p) in kinds), None)
+    return next((p for p in parts if type_name(p) in kinds), None)
 
 
 def load_pretrained(

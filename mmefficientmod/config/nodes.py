@@ -12,7 +12,7 @@ class ConfigError(ValueError):
     """A config cannot be found or an option does not fit it."""
 
 
-def kind_of(node: Any) -> str:
+def type_name(node: Any) -> str:
     """Name of a node's type, given as text or class, without a scope."""
     kind = node.get('type') if isinstance(node, Mapping) else None
     name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
@@ -85,7 +85,7 @@ def find_model(cfg: Config) -> ConfigDict:
         model.get('detector'), Mapping
     ):
         model = model['detector']
-    if kind_of(model.get('backbone')):
+    if type_name(model.get('backbone')):
         return model
     kind = outer.get('type')
     raise ConfigError(

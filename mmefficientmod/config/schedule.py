@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from mmefficientmod.config.nodes import ConfigError, kind_of
+from mmefficientmod.config.nodes import ConfigError, type_name
 
 
 def _length(cfg: Config) -> tuple[int, bool]:
@@ -128,7 +128,7 @@ def follow_accumulation(
         return any(option.startswith(key) for option in options)
 
     for hook in cfg.get('custom_hooks') or []:
-        if kind_of(hook) == 'EMAHook' and not is_set('custom_hooks'):
+        if type_name(hook) == 'EMAHook' and not is_set('custom_hooks'):
             interval = hook.get('interval', 1) * factor
             hook['interval'] = max(1, round(interval))
     length, by_epoch = _length(cfg)

@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dataset import Compose
 
-from mmefficientmod.config.nodes import dataset_dicts, kind_of
+from mmefficientmod.config.nodes import dataset_dicts, type_name
 
 
 class DataError(RuntimeError):
@@ -32,7 +32,7 @@ def check_data_exists(cfg: Config, loaders: Sequence[str]) -> None:
             prefixes = dataset.get('data_prefix') or {}
             if isinstance(prefixes, str):
                 prefixes = {'img_path': prefixes}
-            if not prefixes and kind_of(dataset) == 'ImageNet':
+            if not prefixes and type_name(dataset) == 'ImageNet':
                 prefixes = {'img_path': dataset.get('split')}
             names = [*prefixes.values(), dataset.get('ann_file')]
             names = [n for n in names if isinstance(n, str) and n]
@@ -41,7 +41,7 @@ def check_data_exists(cfg: Config, loaders: Sequence[str]) -> None:
             for path in [root, *(Path(root, n) for n in names)]:
                 if path and not Path(path).exists():
                     raise DataError(
-                        f'{kind_of(dataset)} of {loader}: {path} does not '
+                        f'{type_name(dataset)} of {loader}: {path} does not '
                         'exist. Put the data set there or name another place '
                         f'with `--cfg-options {_root_option(cfg, loader)}=...`'
                         ', or try a config that has one on generated data '
@@ -51,7 +51,7 @@ def check_data_exists(cfg: Config, loaders: Sequence[str]) -> None:
             folder = Path(root, images) if images else None
             if folder and folder.is_dir() and not any(folder.iterdir()):
                 raise DataError(
-                    f'{kind_of(dataset)} of {loader}: {folder} is empty'
+                    f'{type_name(dataset)} of {loader}: {folder} is empty'
                 )
 
 

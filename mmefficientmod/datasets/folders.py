@@ -11,7 +11,7 @@ from mmengine.config import Config, ConfigDict
 from mmefficientmod.config.nodes import (
     ConfigError,
     dataset_dicts,
-    kind_of,
+    type_name,
     walk,
 )
 from mmefficientmod.datasets.checks import DataError
@@ -88,7 +88,7 @@ def set_num_classes(cfg: Config, num_classes: int) -> None:
     head = [n for n in walk(model.get('head')) if 'num_classes' in n]
     if not head:
         raise ConfigError(
-            f'{kind_of(model.get("head")) or kind_of(model)} has no '
+            f'{type_name(model.get("head")) or type_name(model)} has no '
             'num_classes to set to the number of class folders; take a config '
             'with a LinearClsHead'
         )
@@ -107,7 +107,7 @@ def set_num_classes(cfg: Config, num_classes: int) -> None:
 def _folder_datasets(cfg: Config, loader: str) -> Iterator[Mapping[str, Any]]:
     for dataset in dataset_dicts(cfg, loader):
         if (
-            kind_of(dataset) == 'CustomDataset'
+            type_name(dataset) == 'CustomDataset'
             and not dataset.get('ann_file')
             and dataset.get('with_label', True)
         ):

@@ -15,7 +15,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmefficientmod.config.nodes import ConfigError, kind_of
+from mmefficientmod.config.nodes import ConfigError, type_name
 from mmefficientmod.config.schedule import accumulation
 from mmefficientmod.datasets import guard
 from mmefficientmod.engine import distributed
@@ -145,8 +145,8 @@ def build_runner(cfg: Config) -> Runner:
     if kind not in RUNNER_TYPES:
         return RUNNERS.build(cfg)
     hooks = cfg.get('custom_hooks') or []
-    if 'FSDP' in kind_of(cfg.get('strategy')) and 'EMAHook' in map(
-        kind_of, hooks
+    if 'FSDP' in type_name(cfg.get('strategy')) and 'EMAHook' in map(
+        type_name, hooks
     ):
         raise ConfigError(
             'FSDP does not go with EMAHook, which copies the model before it '
@@ -165,7 +165,7 @@ def train_with_amp(cfg: Config) -> None:
         ConfigError: If its wrapper is one that cannot.
     """
     wrapper = cfg.optim_wrapper
-    kind = kind_of(wrapper) or 'OptimWrapper'
+    kind = type_name(wrapper) or 'OptimWrapper'
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ConfigError(f'--amp cannot replace the optimizer wrapper {kind}')
     wrapper.type = 'AmpOptimWrapper'

@@ -13,7 +13,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from mmefficientmod.config.nodes import ConfigError, find_model, kind_of
+from mmefficientmod.config.nodes import ConfigError, find_model, type_name
 from mmefficientmod.config.toolbox import default_scope
 from mmefficientmod.swap.levels import choose_levels, strides_to_give
 from mmefficientmod.swap.log import log_change
@@ -100,9 +100,9 @@ def _is_classifier(cfg: Config, model: Mapping[str, Any]) -> bool:
         return True
     if cfg.get('default_scope') == 'mmpretrain':
         raise ConfigError(
-            f'{kind_of(model)} is no ImageClassifier: what it has besides the '
-            'backbone is made for that backbone (its tokens, or features to '
-            'contrast); of MMPretrain, classifiers take another one'
+            f'{type_name(model)} is no ImageClassifier: what it has besides '
+            'the backbone is made for that backbone (its tokens, or features '
+            'to contrast); of MMPretrain, classifiers take another one'
         )
     return False
 
@@ -111,11 +111,11 @@ def _swap_classifier(
     cfg: Config, model: ConfigDict, new: ConfigDict, pretrained: str | None
 ) -> None:
     head = model.get('head')
-    if not isinstance(head, Mapping) or kind_of(head) in TOKEN_HEADS:
+    if not isinstance(head, Mapping) or type_name(head) in TOKEN_HEADS:
         raise ConfigError(
-            f'{kind_of(head) or kind_of(model)} reads tokens of the backbone '
-            'that it was made for, and a pyramid has none; start from '
-            'a config with a LinearClsHead, such as '
+            f'{type_name(head) or type_name(model)} reads tokens of the '
+            'backbone that it was made for, and a pyramid has none; start '
+            'from a config with a LinearClsHead, such as '
             'mmpretrain::resnet/resnet50_8xb32_in1k.py'
         )
     old = model.backbone
@@ -129,11 +129,11 @@ def _swap_classifier(
     carry_over(old, new, levels, pretrained)
     model.backbone = new
     replace_weights(cfg, model, new, pretrained)
-    if kind_of(head) not in MAP_HEADS:
+    if type_name(head) not in MAP_HEADS:
         neck, pooling = model.get('neck'), dict(type='GlobalAveragePooling')
         if neck and neck != pooling:
             necks = neck if isinstance(neck, Sequence) else [neck]
-            kinds = ' and '.join(map(kind_of, necks))
+            kinds = ' and '.join(map(type_name, necks))
             log_change(f'neck {kinds} gives way to average pooling')
         model.neck = ConfigDict(pooling)
     fit_classifier_head(model, old, levels.channels[-1])
@@ -146,9 +146,9 @@ def _swap_dense(
 ) -> None:
     old = model.backbone
     refuse_impossible_swaps(model)
-    if kind_of(model.get('neck')) in PYRAMID_MAKERS:
+    if type_name(model.get('neck')) in PYRAMID_MAKERS:
         # The new backbone has the pyramid that this neck would make.
-        log_change(f'neck {kind_of(model.neck)} is not needed, and gone')
+        log_change(f'neck {type_name(model.neck)} is not needed, and gone')
         model.neck = None
         before = Levels((), (4, 8, 16, 32), False)
     else:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mmengine.config import ConfigDict
 
-from mmefficientmod.config.nodes import ConfigError, kind_of, walk
+from mmefficientmod.config.nodes import ConfigError, type_name, walk
 from mmefficientmod.swap.log import log_change
 from mmefficientmod.swap.probe import Levels, option_of, parameters_of, probe
 
@@ -21,7 +21,7 @@ def strides_to_give(model: ConfigDict, old: Levels) -> tuple[int, ...]:
     Raises:
         ConfigError: If the old one has no pyramid.
     """
-    kind, strides = kind_of(model.backbone), old.strides
+    kind, strides = type_name(model.backbone), old.strides
     whole = kind in WHOLE_NETWORKS
     rising = all(a < b for a, b in zip(strides, strides[1:], strict=False))
     if strides == (16,):
@@ -37,7 +37,7 @@ def strides_to_give(model: ConfigDict, old: Levels) -> tuple[int, ...]:
         and list(strides) == sorted(strides)
     )  # fmt: skip
     if dilated and not whole:
-        if any(kind_of(node) == 'OCRHead' for node in walk(model)):
+        if any(type_name(node) == 'OCRHead' for node in walk(model)):
             raise ConfigError(
                 'OCRHead multiplies two levels pixel by pixel, which a '
                 f'dilated {kind} gives at one stride and a pyramid does not; '
@@ -87,8 +87,8 @@ def choose_levels(new: ConfigDict, strides: tuple[int, ...]) -> Levels:
         )
         return probe(new)
     raise ConfigError(
-        f'the config reads strides {_list(strides)}, and {kind_of(new)} gives '
-        f'{_list(levels.strides)}'
+        f'the config reads strides {_list(strides)}, and {type_name(new)} '
+        f'gives {_list(levels.strides)}'
         + (
             '; name its stages by out_indices=(...) in its dict'
             if 'out_indices' in parameters_of(new)

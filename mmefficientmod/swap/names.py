@@ -12,7 +12,7 @@ from typing import Any
 
 from mmengine.config import ConfigDict
 
-from mmefficientmod.config.nodes import ConfigError, kind_of
+from mmefficientmod.config.nodes import ConfigError, type_name
 from mmefficientmod.messages import did_you_mean
 from mmefficientmod.models.backbones import edgevit, efficientmod
 from mmefficientmod.models.backbones.timm_pyramid import check_name
@@ -68,7 +68,7 @@ def backbone_name(backbone: str | Mapping[str, Any]) -> str:
             return name.replace('.', '_')
         if name.replace('-', '_') in BACKBONES:
             return name.replace('-', '_')
-    return kind_of(resolve_backbone(backbone)).lower()
+    return type_name(resolve_backbone(backbone)).lower()
 
 
 def parse_dict(text: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmengine.config import ConfigDict
 
-from mmefficientmod.config.nodes import ConfigError, kind_of, walk
+from mmefficientmod.config.nodes import ConfigError, type_name, walk
 from mmefficientmod.swap.log import log_change
 from mmefficientmod.swap.probe import option_of
 
@@ -27,9 +27,11 @@ def refuse_impossible_swaps(model: ConfigDict) -> None:
     """One sentence for the kinds of models that take no pyramid."""
     old = model.backbone
     for head in walk(model):
-        if kind_of(head) in TOKEN_HEADS or kind_of(head).startswith('SETR'):
+        if type_name(head) in TOKEN_HEADS or type_name(head).startswith(
+            'SETR'
+        ):
             raise ConfigError(
-                f'{kind_of(head)} reads the tokens of a vision transformer, '
+                f'{type_name(head)} reads the tokens of a vision transformer, '
                 'all at one stride; a backbone with a pyramid has none'
             )
     roi_head = model.get('roi_head') or {}
@@ -37,14 +39,14 @@ def refuse_impossible_swaps(model: ConfigDict) -> None:
     if shared:
         raise ConfigError(
             f'this is a C4 model: its RoI head goes on with the last stage of '
-            f'{kind_of(old)} ({kind_of(shared)}), which another backbone does '
-            'not have; take the FPN variant of the config'
+            f'{type_name(old)} ({type_name(shared)}), which another backbone '
+            'does not have; take the FPN variant of the config'
         )
     for neck in walk(model.get('neck') or {}):
         if 'rfp_backbone' in neck:
             raise ConfigError(
-                f'the neck {kind_of(neck)} runs {kind_of(old)} a second time '
-                'on its own output, for which that backbone has inputs'
+                f'the neck {type_name(neck)} runs {type_name(old)} a second '
+                'time on its own output, for which that backbone has inputs'
             )
 
 
@@ -60,12 +62,12 @@ def fit_neck(
         return
     if value is None:
         raise ConfigError(
-            f'the neck {kind_of(neck)} names no in_channels, so that nothing '
-            'says what it gives to the heads'
+            f'the neck {type_name(neck)} names no in_channels, so that '
+            'nothing says what it gives to the heads'
         )
     if len(value) > len(new):
         raise ConfigError(
-            f'the neck {kind_of(neck)} has in_channels={value}, which does '
+            f'the neck {type_name(neck)} has in_channels={value}, which does '
             f'not go with the {len(old)} levels of its backbone'
         )
     if tuple(value) == old[::-1] != old:
@@ -114,7 +116,7 @@ def fit_heads(
         elif value is not None and not behind_neck:
             if len(value) != len(new):
                 raise ConfigError(
-                    f'{kind_of(node)} has in_channels={list(value)} for '
+                    f'{type_name(node)} has in_channels={list(value)} for '
                     f'{len(old)} levels'
                 )
             node.in_channels = list(new)
@@ -134,13 +136,13 @@ def fit_classifier_head(
     classes = option_of(old, 'num_classes')
     if not isinstance(classes, int) or classes < 1:
         raise ConfigError(
-            f'{kind_of(model.head)} has no layer of its own, and '
-            f'{kind_of(old)} does not say for how many classes it has one; '
+            f'{type_name(model.head)} has no layer of its own, and '
+            f'{type_name(old)} does not say for how many classes it has one; '
             'start from a config with a LinearClsHead'
         )
     log_change(
-        f'{kind_of(model.head)} gets a linear layer for {classes} classes, '
-        f'which was a part of {kind_of(old)}'
+        f'{type_name(model.head)} gets a linear layer for {classes} classes, '
+        f'which was a part of {type_name(old)}'
     )
     model.head.update(
         type='LinearClsHead', in_channels=channels, num_classes=classes

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from mmefficientmod.config.nodes import ConfigError, kind_of
+from mmefficientmod.config.nodes import ConfigError, type_name
 from mmefficientmod.swap.log import log_change
 from mmefficientmod.swap.probe import class_of, parameter_names
 
@@ -29,7 +29,7 @@ def fit_optimizer(
     if not paramwise:
         return
     constructor = wrapper.get('constructor')
-    if kind_of(dict(type=constructor)) in LAYER_DECAY:
+    if type_name(dict(type=constructor)) in LAYER_DECAY:
         _fit_layer_decay(wrapper, new)
         paramwise = wrapper.paramwise_cfg
     keys = paramwise.get('custom_keys')
@@ -44,7 +44,7 @@ def fit_optimizer(
             del keys[key]
             log_change(
                 f'custom_keys[{key!r}] is left out: no parameter of '
-                f'{kind_of(new)} is called so'
+                f'{type_name(new)} is called so'
             )
 
 
@@ -62,7 +62,7 @@ def _fit_layer_decay(wrapper: ConfigDict, new: Mapping[str, Any]) -> None:
         wrapper.constructor = 'DefaultOptimWrapperConstructor'
         wrapper.paramwise_cfg = ConfigDict(paramwise)
         log_change(
-            f'{kind_of(new)} cannot say how deep a layer lies '
+            f'{type_name(new)} cannot say how deep a layer lies '
             f'(get_layer_depth): the learning rate, which decayed by {rate} '
             'a layer, is now the same in all',
             logging.WARNING,
@@ -76,7 +76,7 @@ def _fit_layer_decay(wrapper: ConfigDict, new: Mapping[str, Any]) -> None:
     wrapper.constructor = 'mmefficientmod.LayerDecayOptimWrapperConstructor'
     wrapper.paramwise_cfg = ConfigDict(paramwise, layer_decay_rate=rate)
     log_change(
-        f'the learning rate decays by {rate} a layer, as {kind_of(new)} '
+        f'the learning rate decays by {rate} a layer, as {type_name(new)} '
         'counts its layers'
         + (', and no longer by stages' if kind == 'stage_wise' else '')
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmengine.config import ConfigDict
 
-from mmefficientmod.config.nodes import kind_of
+from mmefficientmod.config.nodes import type_name
 from mmefficientmod.swap.log import log_change
 from mmefficientmod.swap.probe import Levels, option_of, parameters_of
 from mmefficientmod.swap.weights import has_weights
@@ -39,28 +39,28 @@ def carry_over(
             kept.add(key)
             continue
         if key not in accepted:
-            reason = f'{kind_of(new)} has no such option'
+            reason = f'{type_name(new)} has no such option'
         elif key == 'norm_eval' and not levels.has_batch_norm:
-            reason = f'{kind_of(new)} has no batch norms'
+            reason = f'{type_name(new)} has no batch norms'
         elif key in NEED_WEIGHTS and not (pretrained or has_weights(new)):
             reason = NEED_WEIGHTS[key]
         elif key == 'frozen_stages' and not _count_alike(old, new):
-            reason = f'{kind_of(new)} numbers its stages otherwise'
+            reason = f'{type_name(new)} numbers its stages otherwise'
         else:
             new[key] = value
             kept.add(key)
             continue
         kept.add(key)
-        log_change(f'{key}={value} of {kind_of(old)} is left out: {reason}')
+        log_change(f'{key}={value} of {type_name(old)} is left out: {reason}')
     gone = [f'{k}={v!r}' for k, v in old.items() if k not in kept]
     if gone:
-        log_change(f'with {kind_of(old)} go its options {", ".join(gone)}')
+        log_change(f'with {type_name(old)} go its options {", ".join(gone)}')
 
 
 def _count_alike(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether one stage has the same number in both, as far as is known."""
     # To freeze the first stage is 0 there, and 1 elsewhere.
-    vans = (kind_of(old) == 'VAN') + (kind_of(new) == 'VAN')
+    vans = (type_name(old) == 'VAN') + (type_name(new) == 'VAN')
     return _last_stage(old) == _last_stage(new) and vans != 1
 
 

@@ -19,7 +19,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmefficientmod.config.nodes import ConfigError, kind_of
+from mmefficientmod.config.nodes import ConfigError, type_name
 
 SIZE = 256  # side of the image, in pixels
 
@@ -48,7 +48,7 @@ def probe(backbone: Mapping[str, Any]) -> Levels:
     Raises:
         ConfigError: If it cannot be built, or returns no feature maps.
     """
-    kind = kind_of(backbone)
+    kind = type_name(backbone)
     with _undisturbed():
         class_of(backbone)
         try:
@@ -89,7 +89,7 @@ def _run(module: nn.Module, backbone: Mapping[str, Any]) -> tuple[Any, int]:
         except Exception as error:
             failure = failure or error
     raise ConfigError(
-        f'{kind_of(backbone)} cannot be tried on an image: {failure}'
+        f'{type_name(backbone)} cannot be tried on an image: {failure}'
     ) from failure
 
 
@@ -181,7 +181,7 @@ def not_loaded(backbone: Mapping[str, Any]) -> list[str]:
                 module.init_weights()
             except Exception as error:
                 raise ConfigError(
-                    f'{kind_of(backbone)} cannot load its weights: '
+                    f'{type_name(backbone)} cannot load its weights: '
                     f'{type(error).__name__}: {error}'
                 ) from error
             states.append(module.state_dict())

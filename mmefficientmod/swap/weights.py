@@ -10,7 +10,7 @@ from mmengine.runner import CheckpointLoader
 
 from mmefficientmod.checkpoint.loading import pretrained_part
 from mmefficientmod.checkpoint.reading import CheckpointError, select_weights
-from mmefficientmod.config.nodes import ConfigError, find_model, kind_of
+from mmefficientmod.config.nodes import ConfigError, find_model, type_name
 from mmefficientmod.config.toolbox import default_scope
 from mmefficientmod.models import TimmPyramid
 from mmefficientmod.swap.log import log_change
@@ -108,7 +108,7 @@ def _refuse_weights_that_do_not_fit(
     if random:
         before = not_loaded(without_weights(backbone))
         raise ConfigError(
-            f'{init_cfg["checkpoint"]} does not fit {kind_of(backbone)}: '
+            f'{init_cfg["checkpoint"]} does not fit {type_name(backbone)}: '
             f'{len(random)} of {len(before)} tensors would stay random, such '
             f'as {", ".join(random[:4])}. Is it a checkpoint of the same '
             'architecture? Where its names begin with something else than '

@@ -16,8 +16,8 @@ from mmefficientmod.config.nodes import (
     ConfigError,
     dataset_dicts,
     is_pair,
-    kind_of,
     replace_everywhere,
+    type_name,
     walk_pipelines,
 )
 from mmefficientmod.config.schedule import scale_schedule
@@ -135,7 +135,7 @@ def apply_mini(cfg: Config, root: str = 'data/mini') -> None:
     Raises:
         ConfigError: If its data set has no miniature.
     """
-    types = {kind_of(d) for x in LOADERS for d in dataset_dicts(cfg, x)}
+    types = {type_name(d) for x in LOADERS for d in dataset_dicts(cfg, x)}
     if len(types) != 1 or not types <= set(MINIATURES):
         raise ConfigError(
             f'--mini has no miniature of {", ".join(sorted(types)) or "it"}; '
@@ -210,7 +210,7 @@ def _shrink_sizes(cfg: Config, mini: Miniature) -> None:
 
 def _stand_in_for_teacher(cfg: Config) -> None:
     teacher = cfg.model.get('teacher') or {}
-    if kind_of(cfg.model) == 'DistilledClassifier' and not teacher.get(
+    if type_name(cfg.model) == 'DistilledClassifier' and not teacher.get(
         'checkpoint'
     ):
         cfg.model.teacher = ConfigDict(STAND_IN_TEACHER)
@@ -245,7 +245,7 @@ def _shrink_schedule(cfg: Config, mini: Miniature) -> None:
         by_epoch=by_epoch, interval=new_length
     )
     for hook in cfg.get('custom_hooks') or []:
-        if kind_of(hook) == 'EMAHook':
+        if type_name(hook) == 'EMAHook':
             # The average reaches over the same share of the training.
             momentum = hook.get('momentum', 2e-4) * iters / new_iters
             hook['momentum'] = min(momentum, 0.5)

@@ -29,7 +29,7 @@ from mmefficientmod.checkpoint.reading import (
     select_weights,
 )
 from mmefficientmod.config.files import load_config
-from mmefficientmod.config.nodes import ConfigError, kind_of
+from mmefficientmod.config.nodes import ConfigError, type_name
 from mmefficientmod.config.toolbox import input_size
 from mmefficientmod.messages import did_you_mean
 
@@ -227,9 +227,9 @@ class Teacher:
         return logits
 
     def __str__(self) -> str:
-        return (
-            self.model if isinstance(self.model, str) else kind_of(self.model)
-        )
+        if isinstance(self.model, str):
+            return self.model
+        return type_name(self.model)
 
     def _build(self) -> Network:
         with _own_luck():
