@@ -1,4 +1,4 @@
-"""The check of the environment, on made-up environments and on this one."""
+"""The check of installed packages, on made-up environments and this one."""
 
 import os
 import re
@@ -59,7 +59,7 @@ def check(tmp_path, monkeypatch):
 
 @pytest.fixture
 def complaint(check):
-    """The same, for an environment that must be refused: what it says."""
+    """The message for an environment that must be refused."""
 
     def run(dists):
         with pytest.raises(ImportError) as caught:
@@ -76,7 +76,7 @@ def complaint(check):
 
 
 def install(stack, dist, accepted):
-    """What mends one package; torch and torchvision go together."""
+    """The command that repairs a package; torch brings torchvision."""
     if dist not in TORCH:
         return f'uv pip install "{dist}{accepted}"'
     if stack is ONEDL:
@@ -89,7 +89,7 @@ def without(dists, *names):
 
 
 @pytest.mark.parametrize('dists', [ONEDL, OPENMMLAB], ids=str)
-def test_tested_stacks_pass(check, dists):
+def test_stacks_of_the_locks_are_accepted(check, dists):
     check(dists)
 
 
@@ -108,7 +108,7 @@ def test_tested_stacks_pass(check, dists):
     ],
     ids=['onedl-bare', 'openmmlab-bare', 'full-mmcv', 'mmengine-lite'],
 )
-def test_what_is_optional_may_be_absent(check, dists):
+def test_toolboxes_and_full_builds_are_optional(check, dists):
     check(dists)
 
 
@@ -125,13 +125,15 @@ def test_what_is_optional_may_be_absent(check, dists):
         (OPENMMLAB, 'mmcv-lite', '>=2.1,<2.2'),
     ],
 )
-def test_missing(complaint, stack, missing, accepted):
+def test_missing_package_is_named_with_its_remedy(
+    complaint, stack, missing, accepted
+):
     message = complaint(without(stack, missing))
     assert f'found no {missing} (accepted: {accepted})' in message
     assert message.endswith(f': run `{install(stack, missing, accepted)}`.')
 
 
-def test_nothing_installed_suggests_all_of_the_default_stack(complaint):
+def test_empty_environment_is_told_to_install_the_default_stack(complaint):
     assert complaint({}).endswith(
         ': run `uv pip install "torch>=2.3,<3" "torchvision>=0.18,<1" '
         '"onedl-mmengine>=0.10.8,<0.11" "onedl-mmcv>=2.3.1,<2.4"`.'
@@ -169,14 +171,14 @@ def test_nothing_installed_suggests_all_of_the_default_stack(complaint):
         (OPENMMLAB, 'mmsegmentation', '1.3.0', 'too new', '>=1.2,<1.3'),
         (OPENMMLAB, 'mmpretrain', '1.1.1', 'too old', '>=1.2,<1.3'),
         (OPENMMLAB, 'mmpretrain', '1.3.0', 'too new', '>=1.2,<1.3'),
-        # Releases only count as reached once they are out.
+        # A release candidate comes before its release.
         (OPENMMLAB, 'torch', '2.1.0rc1', 'too old', '>=2.1,<2.6'),
         (ONEDL, 'torch', '2.3.0rc1', 'too old', '>=2.3,<3'),
         (ONEDL, 'torch', '3.0.0rc1', 'too new', '>=2.3,<3'),
         (ONEDL, 'torch', '1.13.1+cu117', 'too old', '>=2.3,<3'),
     ],
 )
-def test_version_out_of_range(
+def test_version_out_of_range_is_named_with_its_remedy(
     complaint, stack, dist, version, fault, accepted
 ):
     message = complaint({**stack, dist: version})
@@ -197,16 +199,18 @@ def test_version_out_of_range(
         (ONEDL, '2.14.0.dev1+cu130'),
     ],
 )
-def test_versions_of_torch_that_pass(check, stack, version):
+def test_local_and_nightly_versions_of_torch_are_accepted(
+    check, stack, version
+):
     check({**stack, 'torch': version})
 
 
-def test_version_that_is_none(complaint):
+def test_unreadable_version_is_refused(complaint):
     message = complaint({**ONEDL, 'torch': 'unknown'})
     assert 'torch unknown, which is not a version' in message
 
 
-def test_all_problems_are_told_at_once(complaint):
+def test_all_problems_are_named_in_one_message(complaint):
     message = complaint(
         {**without(ONEDL, 'torchvision'), 'onedl-mmcv': '2.2.0'}
     )
@@ -218,7 +222,7 @@ def test_all_problems_are_told_at_once(complaint):
     )
 
 
-def test_both_stacks_over_each_other(complaint):
+def test_both_stacks_together_are_refused(complaint):
     message = complaint({**OPENMMLAB, **ONEDL})
     for dist, version in without({**OPENMMLAB, **ONEDL}, *TORCH).items():
         assert f'{dist} {version}' in message
@@ -235,8 +239,8 @@ def test_both_stacks_over_each_other(complaint):
     )
 
 
-def test_a_toolbox_of_the_other_stack(complaint):
-    """Refused also where no module is there twice."""
+def test_toolbox_of_the_other_stack_is_refused(complaint):
+    """Even where no module is provided twice."""
     message = complaint(
         {
             **without(
@@ -256,7 +260,7 @@ def test_a_toolbox_of_the_other_stack(complaint):
     )
 
 
-def test_two_builds_of_mmcv(complaint):
+def test_two_builds_of_mmcv_are_refused(complaint):
     message = complaint({**OPENMMLAB, 'mmcv': '2.1.0'})
     assert 'mmcv-lite 2.1.0, mmcv 2.1.0 are installed together' in message
     assert message.endswith(
@@ -266,27 +270,26 @@ def test_two_builds_of_mmcv(complaint):
 
 
 @pytest.mark.parametrize('finder', ['importlib', 'importlib_metadata'])
-def test_leftover_of_an_uninstall_is_not_installed(
+def test_metadata_without_a_version_counts_as_missing(
     tmp_path, complaint, finder
 ):
-    """The backport, once imported, answers for the standard library."""
+    """The backport, once imported, replaces the standard library's finder."""
     pytest.importorskip(finder)
     (tmp_path / 'torch-2.13.0.dist-info').mkdir()
     assert 'found no torch ' in complaint(without(ONEDL, 'torch'))
 
 
-def test_packaging_missing(complaint, monkeypatch):
+def test_missing_packaging_is_named_with_its_remedy(complaint, monkeypatch):
     monkeypatch.setitem(sys.modules, 'packaging.specifiers', None)
     message = complaint(ONEDL)
     assert message.endswith('run `uv pip install "packaging"`.')
 
 
-def test_this_environment_passes():
+def test_this_environment_is_accepted():
     check_environment()
 
 
-def test_the_import_checks(tmp_path):
-    """``import mmefficientmod`` itself complains, before torch is loaded."""
+def test_import_checks_before_torch_is_loaded(tmp_path):
     write_dists(tmp_path, {'torch': '1.13.1'})
     (tmp_path / 'torch.py').write_text('raise SystemExit("loaded")')
     result = subprocess.run(
@@ -302,8 +305,8 @@ def test_the_import_checks(tmp_path):
     )
 
 
-def test_the_table_needs_only_the_standard_library():
-    """setup.py reads it where nothing else may be installed."""
+def test_requirements_need_only_the_standard_library():
+    """setup.py reads the file where nothing else may be installed."""
     code = (
         'import runpy, sys; '
         f'compat = runpy.run_path({compat.__file__!r}); '

@@ -30,7 +30,7 @@ from mmefficientmod.benchmark.model_specs import (
     find_model_specs,
 )
 from mmefficientmod.benchmark.report import write
-from mmefficientmod.benchmark.results import Result, Results, machine
+from mmefficientmod.benchmark.results import Result, Results
 from mmefficientmod.benchmark.tables import (
     attention_crossover,
     describe,
@@ -41,6 +41,7 @@ from mmefficientmod.benchmark.tables import (
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.toolbox import input_size
+from mmefficientmod.environment import machine
 from mmefficientmod.swap.names import BACKBONES
 
 # Outputs that should be equal may differ by this much, in fp32.

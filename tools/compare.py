@@ -19,12 +19,12 @@ from rich.progress import Progress
 
 from mmefficientmod import cli
 from mmefficientmod.benchmark.model_specs import find_model_specs
-from mmefficientmod.benchmark.results import machine
 from mmefficientmod.benchmark.tables import describe, rich_table
 from mmefficientmod.benchmark.training import report as training_report
 from mmefficientmod.benchmark.training import runs as training
 from mmefficientmod.benchmark.training.runs import Recipe, Run
 from mmefficientmod.config.nodes import ConfigError
+from mmefficientmod.environment import machine
 from mmefficientmod.swap.names import BACKBONES, resolve_backbone
 
 # Ours, and one size of each other family, about as large as our s.

@@ -5,60 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mmefficientmod import __version__
 from mmefficientmod.atomic import atomic_write
 from mmefficientmod.benchmark.cases import BenchmarkCase
 from mmefficientmod.benchmark.measure import Row, Settings
 from mmefficientmod.benchmark.model_specs import ModelSpec
-from mmefficientmod.compat import PYTORCH, STACKS
 from mmefficientmod.config.nodes import ConfigError
 
-# Libraries whose versions matter, besides PyTorch and the toolboxes.
-LIBRARIES = ('timm', 'onnx', 'onnxruntime', 'onnxruntime-gpu', 'triton')
 FILE = 'results.json'
-
-
-def machine(device: torch.device) -> dict[str, str]:
-    """What is measured on: processor, cores, system and versions."""
-    found = dict(cpu=_cpu_name(), cores=str(os.cpu_count()))
-    if device.type == 'cuda':
-        found['gpu'] = torch.cuda.get_device_name(device)
-        found['cuda'] = str(torch.version.cuda)
-    found['system'] = f'{platform.system()} {platform.machine()}'
-    found['python'] = platform.python_version()
-    found['mmefficientmod'] = __version__
-    names = {
-        name: None
-        for modules in (*PYTORCH.values(), *STACKS.values())
-        for dists in modules.values()
-        for name in dists
-    }
-    for name in (*names, *LIBRARIES):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _cpu_name() -> str:
-    lines = Path('/proc/cpuinfo')
-    if lines.is_file():
-        for line in lines.read_text().splitlines():
-            key, _, value = line.partition(':')
-            if key.strip() == 'model name':
-                return value.strip()
-    return platform.processor() or 'unknown'
 
 
 @dataclass
