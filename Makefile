@@ -1,4 +1,4 @@
-# All that a developer runs; `make` alone lists it. STACK picks the toolboxes:
+# The developer's commands; `make` alone lists them. STACK picks the toolboxes:
 # onedl (the default) or openmmlab, each in an environment of its own.
 
 STACK ?= onedl
@@ -15,9 +15,9 @@ ifeq ($(VENV),)
   $(error STACK is "$(STACK)", but only onedl and openmmlab exist)
 endif
 
-# The Pythons to try, the preferred one first, and which versions fit. For
-# openmmlab only 3.10 has everything prebuilt. pyenv and uv keep some where no
-# PATH leads to.
+# The Pythons to try, the preferred one first, and which versions fit. Only
+# Python 3.10 has wheels of all that openmmlab needs. pyenv and uv install
+# Pythons in folders that are not on PATH.
 PYENV := $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions
 UV_PYTHONS := $(HOME)/.local/share/uv/python
 KEPT = $(wildcard $(PYENV)/$(1).*/bin/python \
@@ -30,12 +30,11 @@ FITS_openmmlab := v == (3, 10)
 NEEDS_onedl := Python 3.10 to 3.14
 NEEDS_openmmlab := Python 3.10 exactly
 
-# Where nothing may be written next to the sources, as in many a container,
-# each process would compile all of PyTorch and the toolboxes anew: half a
-# minute on two cores.
+# Many containers set this variable. Then each process would compile PyTorch
+# and the toolboxes to bytecode again, which takes half a minute on two cores.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Torch's own threads fight with the workers over the cores.
+# One thread a worker: otherwise PyTorch's threads would compete for the cores.
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
@@ -46,35 +45,47 @@ help:  ## list what there is
 	@echo
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 12
 
-setup: $(VENV)/.ready  ## build the environment, where that is needed
+setup: $(VENV)/.ready  ## build the environment, unless it is up to date
 	@echo 'The $(STACK) stack is ready in $(VENV).'
 
 test: $(VENV)/.ready  ## run the tests, without the slow ones
 	$(PYTEST) $(ARGS)
 
-test-all: $(VENV)/.ready  ## run all tests, which takes much longer
+test-all: $(VENV)/.ready  ## run all tests, the slow ones too
 	$(PYTEST) -m '' $(ARGS)
 
-demo: $(VENV)/.ready  ## show the package at work
+demo: $(VENV)/.ready  ## train and test a small model on generated data
 	$(VENV)/bin/python tools/demo.py $(ARGS)
 
-lint: $(VENV)/.ready  ## check style and formatting
+# The tools of these two are installed in the default stack only: their answers
+# do not depend on the stack.
+ifeq ($(STACK),onedl)
+lint: $(VENV)/.ready  ## check style, direction of imports, types and spelling
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports --no-logo
+	$(VENV)/bin/mypy
+	$(VENV)/bin/codespell
 
-format: $(VENV)/.ready  ## mend what can be mended of these
+format: $(VENV)/.ready  ## correct style and formatting where ruff can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+else
+lint format:
+	@echo 'The default stack alone has the tools: run `make $@`' \
+	  'without STACK=$(STACK).' >&2; \
+	exit 1
+endif
 
 LOCK = $(VENV)/bin/uv pip compile -q --universal --python-version 3.10 \
 	--override requirements/overrides.txt \
 	--custom-compile-command 'make lock' $(ARGS)
 
-lock: $(VENV)/.ready  ## pin both stacks anew (ARGS=--upgrade for newer ones)
+lock: $(VENV)/.ready  ## write the locks again (ARGS=--upgrade: newer versions)
 	$(LOCK) requirements/onedl.in -o requirements/onedl.txt
 	$(LOCK) requirements/openmmlab.in -o requirements/openmmlab.txt
 
-python:  ## say which Python `make setup` would use
+python:  ## print the Python that `make setup` would use
 	@for python in $(or $(PYTHON),$(PYTHONS_$(STACK))); do \
 	  "$$python" -c 'import sys; v = sys.version_info[:2]; \
 	    $(FITS_$(STACK)) or sys.exit(1); print(sys.executable)' \
@@ -86,13 +97,13 @@ python:  ## say which Python `make setup` would use
 	  'PYTHON=/path/to/python.' >&2; \
 	exit 1
 
-# A stamp comes last and the folder is emptied first, so that a build that was
-# cut short starts over. The lock names all that is needed: --no-deps keeps out
-# what requirements/overrides.txt took out of it.
+# The folder is emptied first and the stamp is written last, so that a build
+# that was interrupted starts again. The lock names all packages: --no-deps keeps
+# out those that requirements/overrides.txt removed.
 $(VENV)/.locked: requirements/$(STACK).txt Makefile
 	@rm -f $@
 	@python=$$($(MAKE) -s --no-print-directory python) && \
-	echo "Building $(VENV) with $$python ..." && \
+	echo "Making the environment $(VENV) with $$python ..." && \
 	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
 	  echo "$$python cannot make environments: on Debian and Ubuntu," \
 	    'run `apt install python3-venv`.' >&2; \
@@ -100,11 +111,14 @@ $(VENV)/.locked: requirements/$(STACK).txt Makefile
 	fi && \
 	"$$python" -m venv --clear $(VENV)
 	@$(VENV)/bin/python -m pip install -qq uv==$(UV_VERSION)
+	@count=$$(sed -n 's/==.*//p' requirements/$(STACK).txt | sort -u | wc -l); \
+	echo "Installing about $$count packages of requirements/$(STACK).txt ..."
 	@$(UV_INSTALL) --no-deps -r requirements/$(STACK).txt
 	@touch $@
 
 $(VENV)/.ready: $(VENV)/.locked setup.py pyproject.toml
 	@rm -f $@
+	@echo 'Installing mmefficientmod into it ...'
 	@$(UV_INSTALL) --no-deps --no-build-isolation -e .
 	@$(LINK_$(STACK))
 	@touch $@
@@ -112,11 +126,11 @@ $(VENV)/.ready: $(VENV)/.locked setup.py pyproject.toml
 UV_INSTALL = $(VENV)/bin/uv pip install -q --python $(VENV)
 
 # MMEngine 0.10.7 looks for a package next to its metadata, where an editable
-# install leaves no code.
+# installation has no code.
 LINK_openmmlab = ln -sfn '$(CURDIR)/mmefficientmod' \
 	$(VENV)/lib/python3.10/site-packages/
 
-clean:  ## remove the environments and all that was built
+clean:  ## remove the environments, builds and caches
 	rm -rf .venv .venv-openmmlab build dist *.egg-info mmefficientmod/.mim
-	rm -rf .pytest_cache .ruff_cache
+	rm -rf .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Builds the package; everything that can be static is in pyproject.toml."""
+"""Builds the package; static metadata is in pyproject.toml."""
 
 import os
 import runpy
@@ -10,18 +10,18 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
-# Where OpenMMLab's tools look for what a package brings besides its code.
+# OpenMMLab's tools look here for the configs and tools of a package.
 MIM_DIR = Path('mmefficientmod', '.mim')
 MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
 
-# The files are run by themselves: importing the package would import torch,
-# which the machine that builds need not have.
+# These files are run on their own: importing the package would import torch,
+# which the machine that builds may not have.
 version = runpy.run_path(str(ROOT / 'mmefficientmod/version.py'))
 compat = runpy.run_path(str(ROOT / 'mmefficientmod/compat.py'))
 
 
 class BuildWithMim(build_py):
-    """Adds configs, tools and the model index to the package."""
+    """Add configs, tools and the model index to the package."""
 
     def run(self) -> None:
         super().run()
@@ -31,8 +31,8 @@ class BuildWithMim(build_py):
             for name in MIM_CONTENT:
                 self._link(mim_dir / name)
             return
-        # setuptools keeps the build folder, and what was deleted or renamed
-        # since the last build must not come back.
+        # setuptools keeps the build folder, which may hold files that were
+        # deleted or renamed since the last build.
         shutil.rmtree(mim_dir, ignore_errors=True)
         for source, target in self._mim_files():
             self.mkpath(str(target.parent))
@@ -48,7 +48,7 @@ class BuildWithMim(build_py):
         return (ROOT if self.editable_mode else Path(self.build_lib)) / MIM_DIR
 
     def _mim_files(self) -> list[tuple[Path, Path]]:
-        """Pairs every file to add with the place it goes to."""
+        """Pair each file to add with its path in the build folder."""
         return [
             (source, self._mim_dir() / source.relative_to(ROOT))
             for name in MIM_CONTENT
@@ -58,7 +58,7 @@ class BuildWithMim(build_py):
 
     @staticmethod
     def _link(link: Path) -> None:
-        # Relative, so that the checkout may be moved.
+        # Relative, so that the links still work when the checkout is moved.
         target = os.path.relpath(ROOT / link.name, link.parent)
         if link.is_symlink():
             link.unlink()
@@ -66,14 +66,14 @@ class BuildWithMim(build_py):
 
 
 def extra(stack: str, *undeclared: str) -> list[str]:
-    """Lists the packages of a stack, with those it forgets to declare."""
+    """List the packages of a stack and those that it does not declare."""
     return [*compat['requirements'](stack), *undeclared]
 
 
 setup(
     version=version['__version__'],
     packages=find_packages(include=['mmefficientmod', 'mmefficientmod.*']),
-    # Neither stack is required here: pip would install one over the other.
+    # No stack is required here: pip would install one over the other.
     install_requires=['packaging'],
     extras_require={
         'onedl': extra('onedl'),
@@ -81,9 +81,19 @@ setup(
         'openmmlab': extra(
             'openmmlab', 'ftfy', 'regex', 'numpy<2', 'setuptools<81'
         ),
-        # For the mode onnxruntime of tools/benchmark.py.
+        # For the mode `onnxruntime` of tools/benchmark.py.
         'export': ['onnx', 'onnxruntime'],
-        'test': ['pytest', 'pytest-xdist', 'ruff', 'setuptools>=77', 'timm'],
+        # For the tests and `make lint`.
+        'test': [
+            'codespell',
+            'import-linter',
+            'mypy',
+            'pytest',
+            'pytest-xdist',
+            'ruff',
+            'setuptools>=77',
+            'timm',
+        ],
     },
     cmdclass={'build_py': BuildWithMim},
 )

@@ -21,7 +21,7 @@ from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.swap.names import BACKBONES
 
 # It reaches the process that trains, and fails there.
-BROKEN = "dict(type='mmefficientmod.EfficientMod', arch='xxs', widht=3)"
+BROKEN = "dict(type='mmefficientmod.EfficientMod', arch='xxs', width_factor=3)"
 SHORT = ['--on', 'mini', '--seeds', '0', '--crop', '32', '--threads', '1']
 
 
@@ -84,7 +84,7 @@ def test_runs_are_made_once_and_failures_are_rows(run, few_place, capsys):
     assert ours.params == 8606134
     assert ours.memory == pytest.approx(benchmarked(ours.model), rel=0.02)
     assert not broken.finished
-    assert 'widht' in broken.error
+    assert 'width_factor' in broken.error
     assert re.search(r'efficientmod_xxs +\d+\.\d\d', shown)
     assert 'nothing about ADE20K' in shown
     assert f'{broken.model}, seed 0: failed, ' in shown.replace('\n', ' ')
@@ -94,7 +94,7 @@ def test_runs_are_made_once_and_failures_are_rows(run, few_place, capsys):
     assert [row['seeds'] for row in written['rows']] == ['0', None]
     with (out / 'results.csv').open(newline='') as file:
         rows = list(csv.DictReader(file))
-    assert 'widht' in rows[1]['error']
+    assert 'width_factor' in rows[1]['error']
     assert rows[0]['cpu'] == written['machine']['cpu']
     text = (out / 'results.md').read_text()
     assert written['machine']['cpu'] in text
