@@ -1,4 +1,4 @@
-"""What is shipped, what is pinned, and that both are found when installed."""
+"""The wheel, the sdist, the locks and the configs of an installed package."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from email import message_from_string
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 from mmefficientmod import __version__, compat
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
 STACKS = tuple(compat.STACKS)
 
-# Prints where MMEngine finds the package and what it reads from there.
+# Prints where MMEngine finds the package, and the config that it reads there.
 FIND_CONFIG = """
 import json, sys
 import mmefficientmod
@@ -38,7 +39,7 @@ print(json.dumps({
 
 
 def shipped_files():
-    """What stands under .mim, as the tree has it."""
+    """Files that the wheel has below .mim, as paths from the root."""
     files = {
         path.relative_to(ROOT).as_posix()
         for name in MIM_CONTENT
@@ -50,8 +51,9 @@ def shipped_files():
     return files
 
 
-def code_files():
-    return {
+def package_files():
+    """Modules of the package, and the marker of its type hints."""
+    return {'mmefficientmod/py.typed'} | {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / 'mmefficientmod').rglob('*.py')
         if '.mim' not in path.parts
@@ -59,7 +61,7 @@ def code_files():
 
 
 def clean_environment(**changes):
-    """An environment in which no path leads back to this checkout."""
+    """Environment variables from which Python cannot find this checkout."""
     return {
         **{k: v for k, v in os.environ.items() if k != 'PYTHONPATH'},
         **changes,
@@ -68,13 +70,20 @@ def clean_environment(**changes):
 
 @pytest.fixture(scope='module')
 def dists(tmp_path_factory):
-    """A wheel and an sdist of the tree, with traps laid in it."""
+    """A wheel and an sdist, built from a tree with files to be left out."""
     tree = tmp_path_factory.mktemp('build') / 'tree'
     shutil.copytree(
         ROOT,
         tree,
         ignore=shutil.ignore_patterns(
-            '.git', '.venv*', '*.egg-info', '.mim', 'build', 'dist', 'data'
+            '.git',
+            '.venv*',
+            '*.egg-info',
+            '.mim',
+            'build',
+            'dist',
+            'data',
+            '.*_cache',
         ),
     )
     for trap in (
@@ -84,13 +93,13 @@ def dists(tmp_path_factory):
         'outputs/trap.py',
         'tools/__pycache__/trap.cpython-310.pyc',
         'configs/__pycache__/trap.cpython-310.pyc',
-        # Left over from the build of an older version.
+        # As an earlier build leaves it.
         'build/lib/mmefficientmod/.mim/configs/trap.py',
     ):
         path = tree / trap
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text('')
-    # As an editable install leaves it.
+    # As an editable installation leaves it.
     mim = tree / 'mmefficientmod/.mim'
     mim.mkdir()
     for name in MIM_CONTENT:
@@ -98,8 +107,8 @@ def dists(tmp_path_factory):
 
     out = tree.parent / 'out'
     for kind in ('sdist', 'wheel'):
-        # The hook that pip and uv call, without a build environment, which
-        # would have to be downloaded.
+        # The build hook that pip and uv call, without their isolated build
+        # environment, which would be downloaded.
         result = subprocess.run(
             [
                 sys.executable,
@@ -121,12 +130,12 @@ def wheel(dists):
     return path
 
 
-def test_wheel_content(wheel):
+def test_wheel_holds_package_configs_and_tools_only(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     info = f'mmefficientmod-{__version__}.dist-info/'
     rest = {name for name in names if not name.startswith(info)}
-    assert rest == code_files() | {
+    assert rest == package_files() | {
         f'mmefficientmod/.mim/{name}' for name in shipped_files()
     }
     assert f'{info}licenses/LICENSE' in names
@@ -139,12 +148,12 @@ def test_wheel_keeps_scripts_executable(wheel):
             for x in archive.infolist()
             if x.filename.endswith('.sh')
         }
-    assert modes.pop('launch.sh')  # which the others read
+    assert modes.pop('launch.sh')  # the other scripts source it
     assert len(modes) == 4
     assert all(mode & 0o111 == 0o111 for mode in modes.values())
 
 
-def test_sdist_content(dists):
+def test_sdist_holds_sources_and_no_build_products(dists):
     (path,) = dists.glob('*.tar.gz')
     prefix = f'mmefficientmod-{__version__}/'
     with tarfile.open(path) as archive:
@@ -153,18 +162,24 @@ def test_sdist_content(dists):
             for member in archive.getmembers()
             if not member.isdir()
         }
-    wanted = {'setup.py', 'pyproject.toml', 'LICENSE', 'README.md'}
-    assert names >= wanted | shipped_files() | code_files()
+    wanted = {
+        'CITATION.cff', 'LICENSE', 'README.md', 'pyproject.toml', 'setup.py'
+    }  # fmt: skip
+    assert names >= wanted | shipped_files() | package_files()
     assert not [name for name in names if 'trap' in name or '.mim' in name]
 
 
-def test_wheel_metadata(wheel):
+def test_wheel_metadata_names_pythons_licence_and_extras(wheel):
     with zipfile.ZipFile(wheel) as archive:
         info = f'mmefficientmod-{__version__}.dist-info/METADATA'
         text = archive.read(info).decode()
     fields = message_from_string(text)
     assert fields['Version'] == __version__
     assert fields['Requires-Python'] == '>=3.10'
+    classifiers = fields.get_all('Classifier')
+    assert 'Typing :: Typed' in classifiers
+    for python in ('3.10', '3.11'):  # those of the two stacks
+        assert f'Programming Language :: Python :: {python}' in classifiers
     assert fields['License-Expression'] == 'Apache-2.0'
 
     required = [Requirement(line) for line in fields.get_all('Requires-Dist')]
@@ -182,7 +197,7 @@ def test_wheel_metadata(wheel):
 
 
 def find_config(folder, **environment):
-    """Asks MMEngine for one of our configs, from outside the checkout."""
+    """Let MMEngine read one of our configs, from outside the checkout."""
     config = min((ROOT / 'configs').glob('seg/fpn_efficientmod_*.py'))
     name = config.relative_to(ROOT / 'configs').as_posix()
     child = folder / 'child.py'
@@ -198,7 +213,7 @@ def find_config(folder, **environment):
     return name, json.loads(result.stdout.splitlines()[-1])
 
 
-def test_configs_of_an_installed_wheel_are_found(wheel, tmp_path):
+def test_mmengine_finds_the_configs_of_an_installed_wheel(wheel, tmp_path):
     site = tmp_path / 'site'
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
@@ -211,8 +226,8 @@ def test_configs_of_an_installed_wheel_are_found(wheel, tmp_path):
     assert 'EfficientMod' in found['base']
 
 
-def test_configs_of_this_install_are_found(tmp_path):
-    """As `make setup` leaves it, which is an editable install."""
+def test_mmengine_finds_the_configs_of_this_installation(tmp_path):
+    """The editable installation that `make setup` makes."""
     probe = (
         'import importlib.util, sys; '
         "sys.exit(importlib.util.find_spec('mmefficientmod') is None)"
@@ -230,7 +245,7 @@ def test_configs_of_this_install_are_found(tmp_path):
 
 
 def read_lock(stack):
-    """Lists the requirements of a lock."""
+    """The requirements of a lock."""
     lines = (ROOT / f'requirements/{stack}.txt').read_text().splitlines()
     return [
         Requirement(line)
@@ -240,7 +255,7 @@ def read_lock(stack):
 
 
 @pytest.mark.parametrize('stack', STACKS)
-def test_lock_is_pinned_and_accepted(stack):
+def test_lock_pins_accepted_versions_of_one_stack(stack):
     versions = {}
     for requirement in read_lock(stack):
         (pin,) = requirement.specifier
@@ -261,7 +276,7 @@ def test_lock_is_pinned_and_accepted(stack):
 
 
 @pytest.mark.parametrize('stack', STACKS)
-def test_lock_holds_what_was_asked_for(stack):
+def test_lock_satisfies_its_input(stack):
     """Fails where an input was edited without `make lock`."""
     lock = {r.name: r.specifier for r in read_lock(stack)}
     for line in (ROOT / f'requirements/{stack}.in').read_text().splitlines():
@@ -274,7 +289,7 @@ def test_lock_holds_what_was_asked_for(stack):
 @pytest.mark.parametrize(
     'path', sorted((ROOT / 'requirements').iterdir()), ids=lambda p: p.name
 )
-def test_requirements_name_no_registry_and_no_machine(path):
+def test_requirements_name_no_registry_and_no_local_path(path):
     found = re.search(
         r'://|-url|find-links|(^|[\s"\'=])/\w|file:', path.read_text(), re.M
     )
@@ -286,6 +301,7 @@ def test_requirements_name_no_registry_and_no_machine(path):
     ('arguments', 'message'),
     [
         (['setup', 'STACK=mmlab'], 'but only onedl and openmmlab exist'),
+        (['lint', 'STACK=openmmlab'], 'The default stack alone has the tools'),
         (
             ['python', 'PYTHON=no-such-python'],
             'which no-such-python is not: install it',
@@ -296,8 +312,8 @@ def test_requirements_name_no_registry_and_no_machine(path):
         ),
     ],
 )
-def test_make_complains_in_one_sentence(arguments, message):
-    # A make around this test must not hand its settings down.
+def test_make_explains_an_error_in_one_sentence(arguments, message):
+    # Without the settings of a make that runs this test.
     environment = {
         k: v for k, v in os.environ.items() if k not in ('MAKEFLAGS', 'STACK')
     }
@@ -310,5 +326,16 @@ def test_make_complains_in_one_sentence(arguments, message):
     )
     assert result.returncode
     assert message in result.stderr
-    said = [x for x in result.stderr.splitlines() if ' Error ' not in x]
-    assert len(said) == 1
+    # make itself adds the line "make: *** [...] Error 1".
+    lines = [x for x in result.stderr.splitlines() if ' Error ' not in x]
+    assert len(lines) == 1
+
+
+def test_citation_names_this_version_and_the_paper():
+    content = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert content['cff-version'] == '1.2.0'
+    assert content['version'] == __version__
+    paper = content['preferred-citation']
+    assert paper['title'] == 'Efficient Modulation for Vision Networks'
+    assert len(paper['authors']) == 7
+    assert paper['url'].endswith('2403.19963')
