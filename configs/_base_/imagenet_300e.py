@@ -1,6 +1,7 @@
 # ImageNet-1k, 300 epochs at a total batch of 2048: the recipe of the
-# EfficientMod authors in MMPretrain's terms. docs/classification_recipe.md
-# puts the two side by side. A config names the backbone and its last width.
+# EfficientMod authors, written with MMPretrain's classes.
+# docs/classification_recipe.md compares both. A config that inherits from this
+# one sets `arch` and the input channels of the head.
 _base_ = [
     'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py',
     'mmpretrain::_base_/schedules/imagenet_bs1024_adamw_swin.py',
@@ -14,7 +15,7 @@ model = dict(
     backbone=dict(
         type='mmefficientmod.EfficientMod',
         out_indices=3,
-        final_norm=True,  # before the pooling, as in their code
+        final_norm=True,  # before the pooling, as in the authors' code
     ),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
@@ -23,7 +24,7 @@ model = dict(
         loss=dict(
             type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'
         ),
-        # As all their linear layers.
+        # As for all linear layers of the authors' code.
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02),
     ),
     train_cfg=dict(
@@ -34,18 +35,20 @@ model = dict(
     ),
 )
 
-# 8 GPUs of 256 images. `--auto-scale-lr` of tools/train.py follows other
-# totals.
+# 8 GPUs of 256 images. For another total batch, use `--auto-scale-lr` of
+# tools/train.py.
 train_dataloader = dict(batch_size=256)
 auto_scale_lr = dict(enable=False, base_batch_size=2048)
 
-# No decay for norms, biases and layer scale: all that has one dimension.
+# No weight decay for parameters with one dimension: norms, biases, layer
+# scale.
 optim_wrapper = dict(
     optimizer=dict(lr=4e-3),
     paramwise_cfg=dict(_delete_=True, flat_decay_mult=0.0),
 )
-# By epoch, as theirs: the first trains at 1e-6, the sixth at the full rate.
-# MMEngine's LinearLR gets there one epoch before its end.
+# By epoch, as in the authors' script: the first epoch trains at 1e-6, the
+# sixth at the full rate. MMEngine's LinearLR reaches the full rate one epoch
+# before `end`.
 param_scheduler = [
     dict(type='LinearLR', start_factor=2.5e-4, begin=0, end=6, by_epoch=True),
     dict(
@@ -57,7 +60,7 @@ param_scheduler = [
     ),
 ]
 
-# Averaged weights are what is evaluated and saved.
+# The averaged weights are evaluated and saved.
 custom_hooks = [
     dict(type='EMAHook', momentum=2e-4, priority='ABOVE_NORMAL'),
 ]

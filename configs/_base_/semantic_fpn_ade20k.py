@@ -1,17 +1,18 @@
 # Semantic FPN on ADE20K, 40k iterations at a total batch of 32: the recipe of
-# the EfficientMod authors, in MMEngine's terms. A config names the backbone
-# and the channels of its four levels.
+# the EfficientMod authors, written with MMEngine's classes. A config that
+# inherits from this one sets the backbone and the channels of its four levels.
 #
-# The import comes first because MMEngine looks for `mmseg::` in a distribution
-# of the original name, which the onedl fork does not have; it is mended there.
+# The import of mmefficientmod comes first: MMEngine looks for `mmseg::` in a
+# distribution with the original name, which the onedl fork does not have. The
+# import makes `mmseg::` known.
 _base_ = __import__('mmefficientmod') and [
     'mmseg::_base_/models/fpn_r50.py',
     'mmseg::_base_/datasets/ade20k.py',
     'mmseg::_base_/schedules/schedule_40k.py',
     'mmseg::_base_/default_runtime.py',
 ]
-# Registers the backbones, and lets torchvision's kernels serve where mmcv has
-# no compiled ones, also for who runs the dumped config.
+# Registers the backbones and replaces mmcv's compiled ops if there are none,
+# also when somebody runs the dumped config.
 custom_imports = dict(imports=['mmefficientmod'], allow_failed_imports=False)
 
 model = dict(
@@ -20,7 +21,8 @@ model = dict(
     decode_head=dict(num_classes=150),
 )
 
-# 8 GPUs of 4 images. `--auto-scale-lr` of tools/train.py follows other totals.
+# 8 GPUs of 4 images. For another total batch, use `--auto-scale-lr` of
+# tools/train.py.
 train_dataloader = dict(batch_size=4)
 auto_scale_lr = dict(enable=False, base_batch_size=32)
 
@@ -41,8 +43,8 @@ test_evaluator = val_evaluator
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=2e-4, weight_decay=1e-4),
 )
-# Their warm-up reaches the full rate at iteration 1000, MMEngine's LinearLR
-# one before its end.
+# The authors' warm-up reaches the full rate at iteration 1000. MMEngine's
+# LinearLR reaches it one iteration before `end`.
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, begin=0, end=1001, by_epoch=False),
     dict(

@@ -1,5 +1,6 @@
-# What tools/compare.py trains with every backbone: the recipe of Semantic FPN,
-# each iteration in the log as it was, and what a step costs besides time.
+# tools/compare.py trains this config with every backbone: the recipe of
+# Semantic FPN, with the values of every single iteration in the log, and a
+# hook that logs parameters and memory.
 _base_ = '../seg/fpn_efficientmod_s_ade20k.py'
 
 custom_hooks = [dict(type='mmefficientmod.StepCostHook')]

@@ -1,10 +1,10 @@
-# Fine-tunes ImageNet weights on a folder of your own, with images in
-# train/CLASS/ and val/CLASS/; docs/finetuning.md. The tools read the number of
-# classes from the folders.
+# Fine-tunes ImageNet weights on your own images in train/CLASS/ and
+# val/CLASS/; see docs/finetuning.md. The tools read the number of classes from
+# the folders.
 _base_ = './efficientmod_s_in1k.py'
 
 data_root = 'data/folder'
-# Nothing that changes colours, which may be what tells the classes apart.
+# No change of colours: the classes may differ by colour.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(
@@ -38,7 +38,8 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-# No mixing, and no average of the weights: trainings are short.
+# No mixing of images and no average of the weights, because the training is
+# short.
 model = dict(train_cfg=None)
 custom_hooks = []
 

@@ -1,7 +1,7 @@
 _base_ = './efficientmod_s_in1k.py'
 
-# docs/reparam.md. Batch norms have statistics, which the average takes along,
-# as timm's does.
+# Parallel branches: docs/reparam.md. The average of the weights includes the
+# statistics of their batch norms, as in timm.
 model = dict(backbone=dict(reparam=True))
 custom_hooks = _base_.custom_hooks
 custom_hooks[0]['update_buffers'] = True

@@ -1,6 +1,6 @@
 _base_ = './efficientmod_xs_in1k.py'
 
-# The authors' settings; docs/distillation.md.
+# The authors' settings, described in docs/distillation.md.
 model = dict(
     type='mmefficientmod.DistilledClassifier',
     teacher=dict(model='timm:regnety_160.deit_in1k'),

@@ -9,6 +9,6 @@ model = dict(
     neck=dict(in_channels=[40, 80, 160, 344]),
 )
 
-# Unlike the other variants, this one was trained down to a rate of 0.
+# The authors trained this variant, unlike the others, down to a rate of 0.
 param_scheduler = _base_.param_scheduler
 param_scheduler[1]['eta_min'] = 0

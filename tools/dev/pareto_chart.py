@@ -16,7 +16,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmefficientmod.benchmark.report import panels, pareto
+from mmefficientmod.benchmark.figures import panels, pareto
 
 ROOT = Path(__file__).parents[2]
 LATENCY = 'ONNX Runtime, 1'  # the column for one image at a time
