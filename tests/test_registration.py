@@ -154,7 +154,7 @@ def test_both_names_resolve_from_every_scope():
 import mmefficientmod
 from mmengine.registry import MODELS, DefaultScope
 from mmefficientmod import EfficientMod
-from mmefficientmod.cli import import_toolbox
+from mmefficientmod.config.toolbox import import_toolbox
 import importlib
 for scope in ('mmdet', 'mmseg', 'mmpretrain'):
     import_toolbox(scope)
