@@ -19,7 +19,7 @@ from mmefficientmod.datasets import (
     DataError,
     apply_mini,
     check_data_exists,
-    guard,
+    name_file_on_error,
 )
 from mmefficientmod.datasets.mini import (
     MINIATURES,
@@ -319,7 +319,7 @@ def dataset(mini_root):
     cfg = load_config(CONFIG)
     apply_mini(cfg, str(mini_root))
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
-    guard(dataset)
+    name_file_on_error(dataset)
     return dataset
 
 
@@ -328,7 +328,7 @@ def test_good_data_passes_the_check(dataset):
     channels, *size = dataset[0]['inputs'].shape
     assert channels == 3
     assert 0 < max(size) <= max(ADE.crop_size)
-    guard(dataset)  # twice is as good as once
+    name_file_on_error(dataset)  # a second call changes nothing
     assert repr(dataset.pipeline) == before
     assert isinstance(dataset.pipeline, Compose)
 
@@ -341,7 +341,7 @@ def test_check_reaches_wrapped_data_sets(dataset, wrap):
         t.transform for t in dataset.pipeline.transforms
     ]
     inner = dict(RepeatDataset=(dataset, 2), ConcatDataset=([dataset],))[wrap]
-    guard(getattr(wrappers, wrap)(*inner))
+    name_file_on_error(getattr(wrappers, wrap)(*inner))
     info = dataset.get_data_info(0)
     with pytest.raises(DataError, match='nowhere'):
         dataset.pipeline({**info, 'img_path': '/nowhere.jpg'})

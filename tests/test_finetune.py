@@ -171,11 +171,11 @@ def test_other_data_sets_are_left_alone():
     ('remove', 'add', 'message'),
     [
         ('val', (), r'mine.val does not exist\. Put the data set there'),
-        ('train/sky', (), r'same classes, but sky is in mine.val alone'),
+        ('train/sky', (), r'same classes, but sky is in mine.val only'),
         (
             'val/sky',
             ('val/moon/1.png',),
-            'sky is in mine.train alone and moon is in mine.val alone',
+            'sky is in mine.train only and moon is in mine.val only',
         ),
         ('train/sky', ('train/sky/notes.txt',), r'train.sky has no images'),
         ('train', ('train/1.jpg',), 'train has 0 folders of images'),

@@ -1,9 +1,13 @@
-"""Data: miniatures of the data sets, and checks of what is loaded."""
+"""Checks of data, class folders, and generated miniatures of data sets."""
 
-from .checks import DataError, check_data_exists, guard
+from .checks import DataError, check_data_exists, name_file_on_error
 from .folders import fit_classes
 from .mini import apply_mini
 
 __all__ = [
-    'DataError', 'apply_mini', 'check_data_exists', 'fit_classes', 'guard',
-]  # fmt: skip
+    'DataError',
+    'apply_mini',
+    'check_data_exists',
+    'fit_classes',
+    'name_file_on_error',
+]

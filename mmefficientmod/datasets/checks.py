@@ -1,4 +1,4 @@
-"""Checks of the data, so that a bad file is named and not a stack trace."""
+"""Checks that name the file at fault, in place of a traceback."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from mmefficientmod.config.nodes import dataset_dicts, type_name
 
 
 class DataError(RuntimeError):
-    """The data set is not there, or one of its files is not what it is."""
+    """A data set is missing, or a file is not what its name says."""
 
 
 def check_data_exists(cfg: Config, loaders: Sequence[str]) -> None:
-    """Check that the folders and files that a config names are there.
+    """Check that the folders and files that a config names exist.
 
     Args:
         cfg: The config.
-        loaders: Names of data loaders to check.
+        loaders: Names of the data loaders to check, such as
+            ``train_dataloader``.
 
     Raises:
-        DataError: Naming the first that is missing, and the remedy.
+        DataError: If one is missing or a folder of images is empty. The
+            message names the first and the remedy.
     """
     for loader in loaders:
         for dataset in dataset_dicts(cfg, loader):
@@ -37,7 +39,8 @@ def check_data_exists(cfg: Config, loaders: Sequence[str]) -> None:
             names = [*prefixes.values(), dataset.get('ann_file')]
             names = [n for n in names if isinstance(n, str) and n]
             if '://' in root or not names:
-                continue  # elsewhere, or a data set that fetches itself
+                # On a server, or a data set that downloads its files.
+                continue
             for path in [root, *(Path(root, n) for n in names)]:
                 if path and not Path(path).exists():
                     raise DataError(
@@ -59,21 +62,21 @@ def _root_option(cfg: Config, loader: str) -> str:
     return 'data_root' if 'data_root' in cfg else f'{loader}.dataset.data_root'
 
 
-def guard(dataset: Any) -> None:
-    """Have a data set name the file when loading a sample fails.
+def name_file_on_error(dataset: Any) -> None:
+    """Make a data set raise `DataError` with the file that it cannot load.
 
-    Labels of a segmentation map that the data set has no class for are
-    refused, too. They would end as "index out of bounds" or, on a GPU, as a
+    Labels of a segmentation map that are no class of the data set raise it,
+    too. Otherwise they would end as "index out of bounds" or, on a GPU, as a
     device-side assertion that kills the process.
 
     Args:
-        dataset: The data set or a wrapper of data sets, changed in place. Do
-            it before worker processes get their copy.
+        dataset: The data set or a wrapper of data sets, changed in place. Call
+            this before the data loader copies it to worker processes.
     """
     for inner in getattr(dataset, 'datasets', []):
-        guard(inner)
+        name_file_on_error(inner)
     if hasattr(dataset, 'dataset'):
-        guard(dataset.dataset)
+        name_file_on_error(dataset.dataset)
     pipeline = getattr(dataset, 'pipeline', None)
     if isinstance(pipeline, Compose):
         classes = getattr(dataset, 'metainfo', {}).get('classes') or ()
@@ -84,14 +87,14 @@ def guard(dataset: Any) -> None:
 
 
 class _Checked:
-    """A transform that names the file where it fails."""
+    """A transform whose errors name the file."""
 
     def __init__(self, transform: Callable, num_classes: int) -> None:
         self.transform = transform
         self.num_classes = num_classes
 
     def __getattr__(self, name: str) -> Any:
-        # Anything else that is asked of the transform, it answers itself.
+        # All other attributes are those of the transform.
         if name.startswith('__') or name == 'transform':
             raise AttributeError(name)
         return getattr(self.transform, name)
@@ -110,8 +113,8 @@ class _Checked:
                 f'{name} failed on {_files(results)}: '
                 f'{type(error).__name__}: {error}'
             ) from error
-        # MMSegmentation says how its labels count; MMDetection's maps of
-        # stuff have classes of their own.
+        # Only MMSegmentation sets reduce_zero_label. MMDetection's maps of
+        # stuff have other classes than the data set.
         if output and 'reduce_zero_label' in output and self.num_classes:
             self._check_labels(output)
         return output
@@ -126,21 +129,25 @@ class _Checked:
                 f'{file} has the shape {labels.shape}; an annotation has one '
                 'channel, whose values are the labels'
             )
-        shift = int(bool(results['reduce_zero_label']))
         bad = labels[(labels >= self.num_classes) & (labels != 255)]
-        if bad.size:
-            raise DataError(
-                f'{file} has the label {int(bad[0]) + shift}; the data set '
-                f'has the labels {0 if shift else ""}'
-                f'{" (ignored) and 1 to " if shift else "0 to "}'
-                f'{self.num_classes - 1 + shift}, and 255 is ignored'
-            )
+        if not bad.size:
+            return
+        label = int(bad[0])
+        accepted = f'0 to {self.num_classes - 1}'
+        if results['reduce_zero_label']:
+            # Labels in the file are one higher than those loaded.
+            label += 1
+            accepted = f'0 (ignored) and 1 to {self.num_classes}'
+        raise DataError(
+            f'{file} has the label {label}; the data set has the labels '
+            f'{accepted}, and 255 is ignored'
+        )
 
 
 def _files(results: Mapping[str, Any]) -> str:
     found = [
-        f'{what} {results[key]}'
-        for key, what in (
+        f'{name} {results[key]}'
+        for key, name in (
             ('img_path', 'image'),
             ('seg_map_path', 'annotation'),
         )

@@ -1,4 +1,4 @@
-"""Class folders: a data set that says itself which classes it has."""
+"""Class folders: data sets whose folders are the classes."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from mmefficientmod.datasets.checks import DataError
 
 
 def fit_classes(cfg: Config, loaders: Sequence[str]) -> list[str] | None:
-    """Fit a classifier to the class folders of its data.
+    """Set the number of classes of a classifier to that of its class folders.
 
-    A folder for each class is how MMPretrain's ``CustomDataset`` takes data
-    without a list of files; it numbers them in alphabetical order.
+    MMPretrain's ``CustomDataset`` without a list of files reads one folder for
+    each class and numbers the folders in alphabetical order.
 
     Args:
         cfg: The config, changed in place.
-        loaders: Names of the data loaders in use, which must have the same
-            classes.
+        loaders: Names of the data loaders in use. Their data must have the
+            same classes.
 
     Returns:
         Names of the classes, or None where the data has no class folders.
 
     Raises:
-        DataError: If a folder has no classes, a class no images, or two
-            folders differ.
-        ConfigError: If the head does not say how many classes it has.
+        DataError: If a folder has fewer than two classes, if a class has no
+            images, or if the classes of two data loaders differ.
+        ConfigError: If the head has no ``num_classes``.
     """
     found: dict[Path, list[str]] = {}
     names = None
@@ -51,7 +51,7 @@ def fit_classes(cfg: Config, loaders: Sequence[str]) -> list[str] | None:
             raise DataError(
                 f'{first} and {folder} must have the same classes, but '
                 + ' and '.join(
-                    f'{", ".join(more)} is in {where} alone'
+                    f'{", ".join(more)} is in {where} only'
                     for where, more in (
                         (first, sorted({*classes} - {*other})),
                         (folder, sorted({*other} - {*classes})),
@@ -64,7 +64,7 @@ def fit_classes(cfg: Config, loaders: Sequence[str]) -> list[str] | None:
 
 
 def has_class_folders(cfg: Config) -> bool:
-    """Whether the data of a config are class folders."""
+    """Whether a config reads its data from class folders."""
     return any(
         True
         for loader in ('train_dataloader', 'test_dataloader')
@@ -73,16 +73,16 @@ def has_class_folders(cfg: Config) -> bool:
 
 
 def set_num_classes(cfg: Config, num_classes: int) -> None:
-    """Set how many classes a classifier has, wherever a config says so.
+    """Set the number of classes in all parts of a classifier's config.
 
-    Of the metric's ``topk``, what is below that number stays.
+    Entries of the metric's ``topk`` that are not below it are removed.
 
     Args:
         cfg: The config, changed in place.
-        num_classes: How many.
+        num_classes: The number of classes.
 
     Raises:
-        ConfigError: If the head does not say how many it has.
+        ConfigError: If the head has no ``num_classes``.
     """
     model = cfg.get('model') or ConfigDict()
     head = [n for n in walk(model.get('head')) if 'num_classes' in n]
@@ -122,14 +122,14 @@ def _folder(dataset: Mapping[str, Any]) -> Path:
 
 
 def _classes(folder: Path, dataset: Mapping[str, Any]) -> list[str]:
-    """The classes as the data set will find them, each with images."""
+    """The classes that the data set will find, checked to have images."""
     from mmpretrain.datasets import CustomDataset
     from mmpretrain.datasets.custom import find_folders, get_samples
 
     if not folder.is_dir():
         raise DataError(
-            f'{folder} does not exist, and its folders would be the classes. '
-            'Name another place with `--cfg-options data_root=...`'
+            f'{folder} does not exist. It should have one folder of images '
+            'for each class; `--cfg-options data_root=...` names another place'
         )
     options = {k: dataset[k] for k in ('extensions',) if k in dataset}
     reader = CustomDataset(data_root=str(folder), lazy_init=True, **options)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from mmefficientmod.config.nodes import ConfigError, type_name
 from mmefficientmod.config.schedule import accumulation
-from mmefficientmod.datasets import guard
+from mmefficientmod.datasets import name_file_on_error
 from mmefficientmod.engine import distributed
 from mmefficientmod.engine.console import show_progress
 from mmefficientmod.engine.resume import resume_as_before
@@ -38,7 +38,7 @@ class RunnerMixin:
         What is random in a sample is seeded by its place in the training.
         """
         loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
-        guard(loader.dataset)
+        name_file_on_error(loader.dataset)
         if seed is not None:
             seed_samples(loader, seed)
         return loader

@@ -1,4 +1,4 @@
-"""Metrics that the toolboxes build by name."""
+"""Metrics, registered for configs."""
 
 from .metrics import PresentIoUMetric
 

@@ -1,7 +1,8 @@
-"""Metrics beyond those of the toolboxes."""
+"""Metrics that the toolboxes do not have."""
 
 from __future__ import annotations
 
+import torch
 from mmengine.logging import print_log
 from mmseg.evaluation import IoUMetric
 
@@ -10,12 +11,12 @@ from mmefficientmod.registry import METRICS
 
 @METRICS.register_module()
 class PresentIoUMetric(IoUMetric):
-    """MMSegmentation's IoUMetric, and mIoU over the classes present.
+    """MMSegmentation's IoUMetric, and the mIoU over the classes present.
 
-    A class that no ground truth holds counts as 0 in the mIoU when a single
-    pixel is predicted as it. On a data set that holds but some of the
-    classes, as a miniature, ``mIoU_present`` is what tells how good a model
-    is; where all classes are present the two are the same.
+    In mIoU a class that is missing from the ground truth counts with an IoU of
+    0 as soon as one pixel is predicted as this class. A miniature has only a
+    few of the classes; there ``mIoU_present`` tells how good a model is. If
+    the ground truth has all classes, both are equal.
     """
 
     def compute_metrics(self, results: list) -> dict[str, float]:
@@ -23,12 +24,17 @@ class PresentIoUMetric(IoUMetric):
 
         Args:
             results: For each image the areas of intersection, union,
-                prediction and ground truth, ``(num_classes,)`` each.
+                prediction and ground truth in pixels, ``(num_classes,)`` each.
+
+        Returns:
+            Name -> value in percent.
         """
         metrics = super().compute_metrics(results)
         if self.format_only:
             return metrics
-        intersect, union, _, label = map(sum, zip(*results, strict=True))
+        intersect, union, _, label = (
+            sum(areas, torch.zeros(())) for areas in zip(*results, strict=True)
+        )
         present = label > 0
         iou = intersect[present] / union[present]
         metrics['mIoU_present'] = round(100 * iou.mean().item(), 2)

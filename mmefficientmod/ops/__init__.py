@@ -1,9 +1,9 @@
-"""mmcv's operators where mmcv itself was installed without them.
+"""mmcv's operators for an mmcv that was installed without compiled ones.
 
-mmcv imports its compiled operators as the module ``mmcv._ext``, which a
-plain installation does not have. :func:`install` lets Python find our own
-module of that name (:mod:`mmefficientmod.ops.kernels`: the kernels of
-torchvision and PyTorch, on CPU and CUDA) when there is no other.
+mmcv imports its compiled operators as the module ``mmcv._ext``, which an
+installation by pip or uv does not have. After :func:`install`, Python finds
+:mod:`mmefficientmod.ops.kernels` in its place: the same functions from kernels
+of torchvision and PyTorch, on CPU and CUDA. A compiled module has priority.
 """
 
 from .standin import OpNotServedError, install, is_standin

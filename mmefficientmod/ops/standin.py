@@ -1,4 +1,4 @@
-"""The importer that serves ``mmcv._ext`` where mmcv has none compiled."""
+"""The importer of ``mmcv._ext`` where mmcv has no compiled ops."""
 
 import importlib.abc
 import importlib.util
@@ -12,29 +12,29 @@ _EXT = 'mmcv._ext'
 
 
 class OpNotServedError(NotImplementedError):
-    """An mmcv op was called that exists only in a compiled mmcv."""
+    """An mmcv op was called that only a compiled mmcv has."""
 
 
 class StandinLoader(importlib.abc.Loader):
     """Fills the module ``mmcv._ext`` with the kernels of this package."""
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """Leaves it to Python to make an empty module."""
+        """Let Python make an empty module."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Puts the kernels in ``module``, and an error for any other op."""
-        # Here and not above: only now are torch and torchvision needed.
+        """Add the kernels to ``module``, and an error for any other op."""
+        # Imported here, since torch and torchvision are not needed before.
         from . import kernels
 
         for name in kernels.__all__:
             setattr(module, name, getattr(kernels, name))
-        # mmcv.ops asks for every op it knows while it is imported, so an op
-        # that is not served may fail only when it is called.
-        module.__getattr__ = _unserved
+        # mmcv.ops looks up every op while it is imported, so an op that is
+        # missing must not fail before it is called.
+        vars(module)['__getattr__'] = _unserved
 
 
 class StandinFinder(importlib.abc.MetaPathFinder):
-    """Finds ``mmcv._ext``, and nothing else."""
+    """Finder of the module ``mmcv._ext`` only."""
 
     def find_spec(
         self,
@@ -42,7 +42,7 @@ class StandinFinder(importlib.abc.MetaPathFinder):
         path: Sequence[str] | None,
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
-        """Returns the spec of the stand-in when asked for ``mmcv._ext``."""
+        """Return the spec of the stand-in if ``fullname`` is ``mmcv._ext``."""
         if fullname != _EXT:
             return None
         return importlib.util.spec_from_loader(
@@ -51,28 +51,27 @@ class StandinFinder(importlib.abc.MetaPathFinder):
 
 
 def install() -> None:
-    """Lets ``mmcv._ext`` be found; cheap, and harmless when repeated.
+    """Make ``mmcv._ext`` importable; a second call changes nothing.
 
-    The finder is the last that Python asks, so compiled ops of mmcv, where
-    they are installed, are always used instead.
+    Python asks this finder last, so compiled ops are used if mmcv has them.
     """
     if not any(isinstance(f, StandinFinder) for f in sys.meta_path):
         sys.meta_path.append(StandinFinder())
 
 
 def is_standin() -> bool:
-    """Tells whether mmcv's ops are those of this package (imports mmcv).
+    """Whether mmcv's ops are those of this package. Imports mmcv.
 
     Returns:
-        bool: False where mmcv has compiled ops, where mmcv is not installed,
-        and before :func:`install`.
+        False if mmcv has compiled ops, if mmcv is not installed, and before
+        :func:`install`.
     """
     try:
         spec = importlib.util.find_spec(_EXT)
     except ModuleNotFoundError as error:
         if error.name == 'mmcv':
             return False
-        raise  # mmcv is there, and something that it needs is not
+        raise  # a module that mmcv imports is missing
     return spec is not None and isinstance(spec.loader, StandinLoader)
 
 
@@ -82,11 +81,10 @@ def _unserved(name: str) -> Callable[..., NoReturn]:
 
     def op(*args: object, **kwargs: object) -> NoReturn:
         raise OpNotServedError(
-            f'The mmcv op {name!r} is in a compiled mmcv only, which takes a '
-            'C++ compiler: `MMCV_WITH_OPS=1 uv pip install '
-            '--no-build-isolation --no-binary onedl-mmcv onedl-mmcv`, or, '
-            'next to the packages of OpenMMLab, `mmcv` built from source in '
-            'place of `mmcv-lite`.'
+            f'Only a compiled mmcv has the op {name!r}. To compile it, which '
+            'takes a C++ compiler, run `MMCV_WITH_OPS=1 uv pip install '
+            '--no-build-isolation --no-binary onedl-mmcv onedl-mmcv`; in the '
+            'openmmlab stack, replace `mmcv-lite` by `mmcv` built from source.'
         )
 
     op.__name__ = op.__qualname__ = name

@@ -1,4 +1,4 @@
-"""Small generated stand-ins for the data sets, in their own layouts."""
+"""Miniatures: small generated data sets in the layouts of the real ones."""
 
 from .apply import MINIATURES, Miniature, apply_mini, prepare
 

@@ -1,8 +1,8 @@
-"""A miniature of ADE20K: drawn street scenes in the data set's own layout.
+"""A miniature of ADE20K: drawn street scenes in ADE20K's layout.
 
-The classes differ in shape and colour, some of them little: grass and trees
-are both green, and some cars and people come in any colour, so that the shape
-alone tells which is which.
+The classes differ in shape and colour, but colour alone does not tell them
+apart: grass and trees are both green, and some cars and people have a random
+colour.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SPLITS = {'training': 96, 'validation': 24}
 
 
 def write_ade20k_mini(root: Path) -> None:
-    """Write images and annotations; the same ones every time.
+    """Write images and annotations, the same ones each time.
 
     Args:
         root: Folder to write to, for
@@ -43,7 +43,7 @@ def write_ade20k_mini(root: Path) -> None:
         images.mkdir(parents=True)
         annotations.mkdir(parents=True)
         for i in range(count):
-            # Seeds of the two splits never meet.
+            # Different seeds in the two splits.
             rng = np.random.default_rng(i + 10_000 * (split == 'validation'))
             image, labels = draw_scene(rng)
             name = f'ADE_mini_{i:08d}'
@@ -52,10 +52,10 @@ def write_ade20k_mini(root: Path) -> None:
 
 
 def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One scene.
+    """Draw a scene.
 
     Args:
-        rng: Source of all that varies.
+        rng: Random number generator of the scene.
 
     Returns:
         The image, ``(96, 128, 3)`` in BGR, and the labels, ``(96, 128)``,
@@ -99,7 +99,7 @@ def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         _car(image, labels, rng, horizon)
     for _ in range(int(rng.integers(1, 4))):
         _person(image, labels, rng, horizon)
-    if rng.random() < 0.3:  # something that has no label
+    if rng.random() < 0.3:  # an object without a label
         x, y = int(rng.integers(0, WIDTH - 14)), int(rng.integers(70, 84))
         image[y : y + 10, x : x + 14] = rng.integers(0, 256, (10, 14, 3))
         labels[y : y + 10, x : x + 14] = OTHER

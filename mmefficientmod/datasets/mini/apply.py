@@ -1,4 +1,4 @@
-"""``--mini``: any config on a small generated data set of its own layout."""
+"""``--mini``: a config on a small generated data set in the same layout."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .ade20k import write_ade20k_mini
 from .coco import write_coco_mini
 from .imagenet import write_folder_mini, write_imagenet_mini
 
-# The smallest of the family that the authors' teacher is of.
+# The smallest model of the family of the authors' teacher.
 STAND_IN_TEACHER = dict(
     model='timm:regnety_002', checkpoint='random', size=None
 )
@@ -35,23 +35,22 @@ LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 @dataclass(frozen=True)
 class Miniature:
-    """A generated data set and the sizes that go with it.
+    """A generated data set and the training settings for it.
 
     Attributes:
-        folder: Name below ``data/mini``; a number in it counts the changes
-            of the generator.
+        folder: Name below ``data/mini``. Its number is raised when the
+            generator changes.
         write: Writes the data set to a folder.
-        images: Images that it has to train on.
-        images_of_whole: Images to train on of the data set that it stands
-            for, so that what counts iterations can be shortened with what
-            counts epochs.
-        scale: Longest and shortest side that images are resized to.
-        crop_size: Height and width of the crops.
-        batch_size: Images a training step.
-        max_iters: Length of the training; one that counts epochs gets the
-            epochs that come closest.
-        lr_power: The learning rate is scaled by the ratio of the batches to
-            this power. Default: 0, which leaves it as it is.
+        images: Number of training images.
+        images_of_whole: Number of training images of the real data set.
+            Schedules in iterations and in epochs are converted with it.
+        scale: Longest and shortest side of resized images, in pixels.
+        crop_size: Height and width of the crops, in pixels.
+        batch_size: Images per training step.
+        max_iters: Length of the training in iterations; a schedule in epochs
+            gets the closest number of epochs.
+        lr_power: The learning rate is multiplied by the ratio of the batch
+            sizes to this power. Default: 0, which does not change it.
     """
 
     folder: str
@@ -66,7 +65,7 @@ class Miniature:
 
     @property
     def max_epochs(self) -> int:
-        """Length of a training that counts epochs."""
+        """Length of a training whose schedule is in epochs."""
         return max(1, round(self.max_iters * self.batch_size / self.images))
 
 
@@ -84,7 +83,7 @@ MINIATURES = {
     'CocoDataset': Miniature(
         folder='coco-2',
         write=write_coco_mini,
-        images=44,  # of 48, the others have no object
+        images=44,  # of 48; the other 4 have no object
         images_of_whole=117_266,
         scale=(384, 64),
         crop_size=(64, 64),
@@ -100,11 +99,11 @@ MINIATURES = {
         crop_size=(64, 64),
         batch_size=16,
         max_iters=320,
-        # Half of the exponent that fits SGD, as is usual for Adam: the linear
-        # rule would leave 3e-5 of 4e-3, too little for so few steps.
+        # The square-root rule, as is usual for Adam. The linear rule would
+        # make 3e-5 of 4e-3, too little for so few steps.
         lr_power=0.5,
     ),
-    # Stands for anybody's class folders, which are small already.
+    # For class folders of a user's own images, which are few already.
     'CustomDataset': Miniature(
         folder='folder-1',
         write=write_folder_mini,
@@ -120,20 +119,21 @@ MINIATURES = {
 
 
 def apply_mini(cfg: Config, root: str = 'data/mini') -> None:
-    """Put a config on the miniature of its data set.
+    """Make a config use the miniature of its data set.
 
-    Data, image sizes, schedule, batch and workers change, and what goes with
-    these: the time over which weights are averaged and, where the miniature
-    says so, the learning rate. A teacher that would be downloaded gives way to
-    a small one with random weights, since it knows nothing of the drawings.
-    The rest of the model and of the config stay as they are.
+    Changes the data, image sizes, schedule, batch size and workers; the
+    momentum of averaged weights, which depends on the schedule; and the
+    learning rate if the miniature has a ``lr_power``. A teacher with weights
+    to download is replaced by a small one with random weights, since it was
+    not trained on such drawings. The rest of the config stays as it is.
 
     Args:
         cfg: The config, changed in place.
-        root: Folder in which the miniatures are kept.
+        root: Folder of the miniatures. They are written when first used.
+            Default: ``data/mini``.
 
     Raises:
-        ConfigError: If its data set has no miniature.
+        ConfigError: If the config's data set has no miniature.
     """
     types = {type_name(d) for x in LOADERS for d in dataset_dicts(cfg, x)}
     if len(types) != 1 or not types <= set(MINIATURES):
@@ -145,7 +145,7 @@ def apply_mini(cfg: Config, root: str = 'data/mini') -> None:
     data_root = prepare(mini, root)
     for loader in LOADERS:
         for dataset in dataset_dicts(cfg, loader):
-            # Evaluators name files in it, too.
+            # Evaluators name files below data_root, too.
             if dataset.get('data_root'):
                 replace_everywhere(cfg, dataset['data_root'], str(data_root))
             dataset['data_root'] = str(data_root)
@@ -156,7 +156,8 @@ def apply_mini(cfg: Config, root: str = 'data/mini') -> None:
         cfg.train_dataloader.batch_size = mini.batch_size
     for loader in LOADERS:
         if cfg.get(loader):
-            # The images are small: a worker would take a core from training.
+            # Loading small images is cheap, and workers would compete with
+            # the training for cores.
             cfg[loader].update(num_workers=0, persistent_workers=False)
     randomness = cfg.get('randomness') or {}
     if randomness.get('seed') is None:
@@ -164,13 +165,20 @@ def apply_mini(cfg: Config, root: str = 'data/mini') -> None:
 
 
 def prepare(mini: Miniature, root: str) -> Path:
-    """Write the miniature unless it is there already.
+    """Write the miniature unless it exists.
 
-    It appears at its place only when it is complete, so that neither an
-    interruption nor a second process leaves half of it.
+    It is written to a temporary folder and then renamed, so that neither an
+    interruption nor a second process leaves an incomplete one.
+
+    Args:
+        mini: The miniature.
+        root: Folder of the miniatures.
 
     Returns:
-        Its folder.
+        Folder of this miniature.
+
+    Raises:
+        OSError: If it cannot be written.
     """
     folder = Path(root, mini.folder)
     if folder.is_dir():
@@ -182,7 +190,8 @@ def prepare(mini: Miniature, root: str) -> Path:
         draft.chmod(0o755)  # mkdtemp makes it private
         os.rename(draft, folder)
     except OSError:
-        if not folder.is_dir():  # no other process was faster
+        # The renaming fails if another process was faster.
+        if not folder.is_dir():
             raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -191,7 +200,8 @@ def prepare(mini: Miniature, root: str) -> Path:
 
 def _shrink_sizes(cfg: Config, mini: Miniature) -> None:
     steps = list(walk_pipelines(cfg))
-    # Classification gives most sizes as one number, which shrink together.
+    # Classification configs give most sizes as one number. All are multiplied
+    # by the same ratio.
     sides = [x['crop_size'] for x in steps if _is_side(x.get('crop_size'))]
     ratio = mini.crop_size[0] / max(sides, default=1)
     for step in steps:
@@ -201,7 +211,7 @@ def _shrink_sizes(cfg: Config, mini: Miniature) -> None:
             elif _is_side(step.get(key)) and sides:
                 step[key] = round(step[key] * ratio)
     if is_pair(cfg.get('crop_size')):
-        # Where options look for what to replace.
+        # `apply_options` reads the old value here.
         cfg.crop_size = mini.crop_size
     preprocessor = cfg.model.get('data_preprocessor') or {}
     if is_pair(preprocessor.get('size')):
@@ -222,21 +232,23 @@ def _is_side(value: Any) -> bool:
 
 def _shrink_schedule(cfg: Config, mini: Miniature) -> None:
     auto_scale_lr = cfg.get('auto_scale_lr') or {}
-    # MMDetection's and MMSegmentation's configs are for 8 GPUs.
+    # Configs of MMDetection and MMSegmentation are made for 8 GPUs.
     batch = auto_scale_lr.get(
         'base_batch_size', 8 * cfg.train_dataloader.batch_size
     )
     by_epoch = not cfg.train_cfg.get('max_iters')
+    new_epochs: float = mini.max_epochs
+    new_iters: float = mini.max_iters
     if by_epoch:
-        epochs, new_epochs = cfg.train_cfg.max_epochs, mini.max_epochs
+        epochs = cfg.train_cfg.max_epochs
         iters = epochs * mini.images_of_whole / batch
         new_iters = new_epochs * mini.images / mini.batch_size
-        new_length = cfg.train_cfg.max_epochs = new_epochs
+        new_length = cfg.train_cfg.max_epochs = mini.max_epochs
     else:
-        iters, new_iters = cfg.train_cfg.max_iters, mini.max_iters
+        iters = cfg.train_cfg.max_iters
         epochs = iters * batch / mini.images_of_whole
         new_epochs = new_iters * mini.batch_size / mini.images
-        new_length = cfg.train_cfg.max_iters = new_iters
+        new_length = cfg.train_cfg.max_iters = mini.max_iters
     scale_schedule(cfg, new_epochs / epochs, new_iters / iters)
     cfg.train_cfg.val_interval = new_length
     hooks = cfg.setdefault('default_hooks', {})
@@ -246,13 +258,13 @@ def _shrink_schedule(cfg: Config, mini: Miniature) -> None:
     )
     for hook in cfg.get('custom_hooks') or []:
         if type_name(hook) == 'EMAHook':
-            # The average reaches over the same share of the training.
+            # The average covers the same fraction of the training as before.
             momentum = hook.get('momentum', 2e-4) * iters / new_iters
             hook['momentum'] = min(momentum, 0.5)
     if mini.lr_power:
         cfg.optim_wrapper.optimizer.lr *= (
             mini.batch_size / batch
         ) ** mini.lr_power
-        # Scaled once, and not again by `--auto-scale-lr`.
+        # Otherwise `--auto-scale-lr` would scale it a second time.
         if auto_scale_lr:
-            auto_scale_lr.base_batch_size = mini.batch_size
+            auto_scale_lr['base_batch_size'] = mini.batch_size

@@ -1,8 +1,8 @@
 """A miniature of COCO: drawn scenes with people, cars and stop signs.
 
-In COCO's own layout and with its 80 categories, so that the heads keep their
-size. It has what makes COCO harder than boxes: objects cut in parts by others,
-small ones, crowds marked as one region, and images without any object.
+It has COCO's layout and 80 categories, so that heads keep their size, and
+COCO's difficult cases: objects that others divide into parts, small objects,
+crowds annotated as one region, and images without objects.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from .drawing import (
 HEIGHT, WIDTH = 64, 96
 # Category ids of COCO's annotation files.
 PERSON, CAR, STOP_SIGN = 1, 3, 13
-# COCO counted 91 categories and has annotations for 80 of them.
+# Ids run to 91, but only 80 of these categories have annotations.
 WITHOUT_ANNOTATIONS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}
 SPLITS = {'train2017': 48, 'val2017': 24}
 
 
 def write_coco_mini(root: Path) -> None:
-    """Write images and annotations; the same ones every time.
+    """Write images and annotations, the same ones each time.
 
     Args:
         root: Folder to write to, for ``{train,val}2017/*.jpg`` of 64x96
@@ -45,7 +45,7 @@ def write_coco_mini(root: Path) -> None:
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for i in range(count):
-            # Seeds and ids of the two splits never meet.
+            # Different seeds and ids in the two splits.
             number = i + 10_000 * (split == 'val2017')
             image, objects = draw_scene(np.random.default_rng(number), i)
             name = f'{number:012d}.jpg'
@@ -73,7 +73,7 @@ def write_coco_mini(root: Path) -> None:
 
 
 def _categories() -> list[dict[str, Any]]:
-    # The data set that reads the file knows the names.
+    # The names are those of the class that reads the file.
     from mmdet.datasets import CocoDataset
 
     names = CocoDataset.METAINFO['classes']
@@ -84,17 +84,17 @@ def _categories() -> list[dict[str, Any]]:
 def draw_scene(
     rng: np.random.Generator, index: int
 ) -> tuple[np.ndarray, list[tuple[int, np.ndarray, bool]]]:
-    """One scene.
+    """Draw a scene.
 
     Args:
-        rng: Source of all that varies.
-        index: Number of the image in its split: every twelfth is without
-            objects, and every sixth has a crowd, every fourth a small person.
+        rng: Random number generator of the scene.
+        index: Number of the image in its split. Every twelfth image has no
+            objects, every sixth a crowd, and every fourth a small person.
 
     Returns:
-        The image, ``(64, 96, 3)`` uint8 in BGR, and for each object its
-        category, its visible pixels, ``(64, 96)`` bool, and whether it is a
-        crowd.
+        The image, ``(64, 96, 3)`` uint8 in BGR; and for each object its
+        category, the mask of its visible pixels, ``(64, 96)`` bool, and
+        whether it is a crowd.
     """
     image = np.zeros((HEIGHT, WIDTH, 3), np.float32)
     horizon = int(rng.integers(22, 32))
@@ -117,19 +117,20 @@ def draw_scene(
         draw_person(image, mask, rng, x, horizon + 6, 15, 1)
         objects.append((PERSON, mask > 0, False))
     pieces = {PERSON: _person, CAR: _car, STOP_SIGN: _stop_sign}
-    # The categories take turns, so that none is rare.
+    # Categories in turn, so that none is rare.
     first = index % 3
     for i in range(int(rng.integers(1, 4))):
         category = list(pieces)[(first + i) % 3]
-        for _ in range(10):  # until it hides no more than a third of another
+        # Up to 10 places, until it hides at most a third of each other object.
+        for _ in range(10):
             drawn = image.copy()
             mask = np.zeros((HEIGHT, WIDTH), np.uint8)
             pieces[category](drawn, mask, rng)
-            mask = mask > 0
-            if all((m & mask).sum() <= m.sum() / 3 for _, m, _ in objects):
+            new = mask > 0
+            if all((m & new).sum() <= m.sum() / 3 for _, m, _ in objects):
                 image = drawn
-                objects = [(c, m & ~mask, crowd) for c, m, crowd in objects]
-                objects.append((category, mask, False))
+                objects = [(c, m & ~new, crowd) for c, m, crowd in objects]
+                objects.append((category, new, False))
                 break
     return finish(image, rng), objects
 
@@ -152,7 +153,7 @@ def _stop_sign(image, mask, rng) -> None:
     cv2.rectangle(image, (x - 1, y), (x + 1, y + 26), (130, 130, 130), -1)
     angles = np.pi / 8 + np.arange(8) * np.pi / 4
     corners = np.stack([np.cos(angles), np.sin(angles)], 1) * radius + (x, y)
-    # Blue, since the cars are mostly red.
+    # Blue, since most cars are red.
     colour = vary(rng, (190, 60, 40), 25)
     fill(image, mask, corners.round().astype(int), colour, 1)
     bar = (x - radius // 2, y - 2), (x + radius // 2, y + 2)
@@ -160,7 +161,7 @@ def _stop_sign(image, mask, rng) -> None:
 
 
 def _box(mask: np.ndarray) -> list[float]:
-    """Box of a mask as COCO writes it: x, y, width, height."""
+    """Box of a mask in COCO's format: x, y, width, height."""
     rows, columns = np.where(mask.any(1))[0], np.where(mask.any(0))[0]
     x, y = columns[0], rows[0]
     width, height = columns[-1] - x + 1, rows[-1] - y + 1
@@ -168,19 +169,25 @@ def _box(mask: np.ndarray) -> list[float]:
 
 
 def polygons(mask: np.ndarray) -> list[list[float]]:
-    """Outline of each part of a mask, as COCO writes it.
+    """Outlines of a mask in COCO's format.
 
     Args:
         mask: ``(H, W)`` bool.
 
     Returns:
-        For each part ``[x1, y1, x2, y2, ...]`` in pixels, along the edges
-        of the pixels.
+        For each connected part ``[x1, y1, x2, y2, ...]`` in pixels, along the
+        edges of its pixels.
     """
-    # A contour runs through the centres of pixels; on an enlarged mask that
-    # is close to their edges.
+    # OpenCV's contours run through the centres of the outermost pixels. In an
+    # enlarged mask these are close to the edges of the original pixels.
     zoom = 4
-    large = np.kron(mask.astype(np.uint8), np.ones((zoom, zoom), np.uint8))
+    large = cv2.resize(
+        mask.astype(np.uint8),
+        None,
+        fx=zoom,
+        fy=zoom,
+        interpolation=cv2.INTER_NEAREST,
+    )
     contours, _ = cv2.findContours(
         large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
     )
@@ -188,14 +195,14 @@ def polygons(mask: np.ndarray) -> list[list[float]]:
 
 
 def rle(mask: np.ndarray) -> dict[str, list[int]]:
-    """Run lengths of a mask, as COCO writes a crowd.
+    """Run lengths of a mask, COCO's format of crowds.
 
     Args:
         mask: ``(H, W)`` bool.
 
     Returns:
-        ``size`` and ``counts``: the lengths of runs down the columns, of
-        which the first is one of zeros.
+        ``size``, which is H and W; and ``counts``, the lengths of runs of
+        equal pixels down the columns, starting with a run of zeros.
     """
     flat = np.concatenate([[0], mask.reshape(-1, order='F'), [0]])
     changes = np.flatnonzero(np.diff(flat))

@@ -1,7 +1,8 @@
-"""Pieces that the miniatures are drawn from.
+"""Objects of which the miniatures are drawn.
 
-An image is ``(H, W, 3)``, float32, in BGR. Beside it each piece marks its
-pixels in a uint8 map of ``(H, W)``: labels, or a mask of one object.
+Each function draws into an image, ``(H, W, 3)`` float32 in BGR, and writes a
+label to the same pixels of a map, ``(H, W)`` uint8: a segmentation map, or the
+mask of one object.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ def write_image(path: Path, array: np.ndarray) -> None:
     """Write an image file.
 
     Raises:
-        OSError: If that fails, which OpenCV does not say.
+        OSError: If that fails; OpenCV only returns False.
     """
     if not cv2.imwrite(str(path), array):
         raise OSError(f'{path} cannot be written: is the disk full?')
 
 
 def finish(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Another light and some noise, and 8 bits."""
+    """Change the brightness, add noise and convert to uint8."""
     image = image * rng.uniform(0.8, 1.2)
     image += rng.normal(0, 4, image.shape)
     return image.clip(0, 255).astype(np.uint8)
@@ -38,19 +39,19 @@ def fill(
     colour: Colour,
     label: int,
 ) -> None:
-    """Fill a polygon of ``(n, 2)`` points x, y in both."""
+    """Fill a polygon, ``(n, 2)`` points x, y, in the image and the map."""
     cv2.fillPoly(image, [polygon], colour)
     cv2.fillPoly(labels, [polygon], label)
 
 
 def vary(rng: np.random.Generator, colour: Colour, amount: float) -> Colour:
-    """A colour near the given one."""
+    """A random colour near the given one."""
     shift = rng.uniform(-amount, amount)
     return tuple(float(c + shift + rng.uniform(-6, 6)) for c in colour)
 
 
 def paint(rng: np.random.Generator, usual: Colour) -> Colour:
-    """The usual colour of a class, or one in ten times any."""
+    """A colour near the usual one of a class; in one of ten cases, any."""
     if rng.random() < 0.9:
         return vary(rng, usual, 25)
     colour = np.full(3, rng.uniform(30, 90))
@@ -73,16 +74,16 @@ def draw_car(
     length: int,
     label: int,
 ) -> None:
-    """A car from the side, half as high as long.
+    """Draw a car from the side, half as high as long.
 
     Args:
-        image: Image to draw to.
-        labels: Map to mark it in.
-        rng: Source of the colours.
-        x: Left end.
-        base: Lower edge, on which the wheels are centred.
-        length: From end to end.
-        label: What to mark it with.
+        image: Image to draw into.
+        labels: Map to write the label to.
+        rng: Random number generator of the colours.
+        x: Left end, in pixels, like the lengths below.
+        base: Lower edge of the body; the wheels are centred on it.
+        length: Length of the car.
+        label: Label of its pixels.
     """
     height = length // 2
     body = np.array([
@@ -112,16 +113,16 @@ def draw_person(
     height: int,
     label: int,
 ) -> None:
-    """A person who stands, about a third as wide as high.
+    """Draw a standing person, about a third as wide as high.
 
     Args:
-        image: Image to draw to.
-        labels: Map to mark it in.
-        rng: Source of the colours.
-        x: Middle.
+        image: Image to draw into.
+        labels: Map to write the label to.
+        rng: Random number generator of the colours.
+        x: Horizontal centre, in pixels, like the lengths below.
         base: Lower edge.
-        height: From head to feet.
-        label: What to mark it with.
+        height: Height of the person.
+        label: Label of its pixels.
     """
     width, top = height // 3, base - height
     legs = np.array([

@@ -1,9 +1,9 @@
 """A miniature of ImageNet: drawings of eight of its thousand classes.
 
-Each object stands in a picture several times, since random crops of an eighth
-of it and mixing leave little of one. Some classes are easy to tell apart by
-texture or shape, some are not: an orange and a Granny Smith differ in colour
-alone, and in shape a ladybug is like both.
+Each picture shows its object several times, since a random crop, which may
+take an eighth of the picture, and mixing would leave little of a single one.
+Texture or shape tells most classes apart. Three are round: an orange and a
+Granny Smith differ in colour only, a ladybug has spots.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import numpy as np
 from .drawing import finish, vary, write_image
 
 SIDE = 80
-# Images of each class.
+# Images per class.
 SPLITS = {'train': 32, 'val': 15}
 
 
 def write_imagenet_mini(root: Path) -> None:
-    """Write images and labels; the same ones every time.
+    """Write images and labels, the same ones each time.
 
     Args:
         root: Folder to write to, for ``train/WNID/*.JPEG`` and
-            ``val/*.JPEG`` of 80x80 pixels, as ImageNet names them, and
-            ``meta/{train,val}.txt`` with a file and its label, 0 to 999, in
-            a line.
+            ``val/*.JPEG`` of 80x80 pixels, named as in ImageNet, and
+            ``meta/{train,val}.txt``, whose lines are a file and its label, 0
+            to 999.
     """
     (root / 'meta').mkdir(parents=True)
     for split, count in SPLITS.items():
-        lines = []
+        lines: list[str] = []
         for i in range(count):
             for j, (label, wnid, _, draw) in enumerate(CLASSES):
                 number = len(lines)
@@ -41,7 +41,7 @@ def write_imagenet_mini(root: Path) -> None:
                     name = f'{wnid}/{wnid}_{i + 1}.JPEG'
                 path = root / split / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                # Seeds of the two splits never meet.
+                # Different seeds in the two splits.
                 rng = np.random.default_rng([split == 'val', i, j])
                 write_image(path, draw_picture(draw, rng))
                 lines.append(f'{name} {label}\n')
@@ -49,7 +49,7 @@ def write_imagenet_mini(root: Path) -> None:
 
 
 def write_folder_mini(root: Path) -> None:
-    """Write the same pictures as somebody's own images, sorted by class.
+    """Write the same pictures in the layout of a user's class folders.
 
     Args:
         root: Folder to write to, for ``{train,val}/NAME/*.jpg`` of 80x80
@@ -66,11 +66,11 @@ def write_folder_mini(root: Path) -> None:
 
 
 def draw_picture(draw: Callable, rng: np.random.Generator) -> np.ndarray:
-    """One picture: a background of soft patches and several of the object.
+    """Draw a picture: a blurred background and the object several times.
 
     Args:
-        draw: One of the functions in ``CLASSES``.
-        rng: Source of all that varies.
+        draw: A drawing function of ``CLASSES``.
+        rng: Random number generator of the picture.
 
     Returns:
         ``(80, 80, 3)`` uint8 in BGR.
@@ -161,7 +161,7 @@ def _traffic_light(image, rng, centre, radius) -> None:
         cv2.circle(image, spot, radius // 4, lamp, -1)
 
 
-# Label, as MMPretrain counts the classes, its WordNet id, name and picture.
+# Label in MMPretrain's order, WordNet id, name and drawing function.
 CLASSES: tuple[tuple[int, str, str, Callable], ...] = (
     (301, 'n02165456', 'ladybug', _ladybug),
     (327, 'n02317335', 'starfish', _starfish),

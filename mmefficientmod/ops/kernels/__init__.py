@@ -2,11 +2,12 @@
 
 Every public function has the name, the arguments and the results of the
 function of that name in a compiled ``mmcv._ext``: most write their result
-into a tensor that the caller made. They run where their tensors are, CPU or
-CUDA. float16 and bfloat16 are computed in float32 and cast back.
+into a tensor of the caller. They run on the device of their tensors, CPU or
+CUDA. float16 and bfloat16 are computed in float32 and cast back. Wrong shapes
+raise ValueError.
 
 Arguments that only a compiled kernel needs (work space such as ``columns``,
-and ``im2col_step``, which splits a batch) are taken and not used.
+and ``im2col_step``, which splits a batch) are accepted and ignored.
 
 Unless said otherwise, boxes are ``(x1, y1, x2, y2)`` in pixels, and an RoI is
 ``(image index, x1, y1, x2, y2)`` in pixels of the input image.
@@ -77,10 +78,10 @@ __all__ = [
 
 
 def get_compiler_version() -> str:
-    """Returns what mmengine's environment report prints as mmcv's compiler."""
+    """The compiler of mmcv, for MMEngine's environment report."""
     return f'none (mmefficientmod over torchvision {torchvision.__version__})'
 
 
 def get_compiling_cuda_version() -> str:
-    """Returns what mmengine's environment report prints as mmcv's CUDA."""
+    """The CUDA version of mmcv, for MMEngine's environment report."""
     return f'none (CUDA of PyTorch: {torch.version.cuda})'

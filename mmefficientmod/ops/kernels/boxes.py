@@ -34,7 +34,7 @@ def _overlap(
     Args:
         boxes1 (Tensor): ``(..., 4)``.
         boxes2 (Tensor): ``(..., 4)``, of a shape that broadcasts.
-        offset (int): What is added to each width and height.
+        offset (int): Added to each width and height.
         over_first (bool): Divide by the area of ``boxes1``. Default: False.
 
     Returns:
@@ -63,7 +63,7 @@ def nms(
         scores (Tensor): ``(N,)``.
         iou_threshold (float): A box that overlaps a better one by more than
             this is dropped.
-        offset (int): What is added to each width and height, 0 or 1.
+        offset (int): Added to each width and height, 0 or 1.
 
     Returns:
         Tensor: Indices of the boxes kept, best first, int64.
@@ -73,8 +73,8 @@ def nms(
     boxes, scores = same_float('nms', boxes, scores)
     if offset:
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
-    # mmcv compares with a C float; torchvision, on CPU, with a double, which
-    # differs for boxes that overlap by exactly, say, 0.6.
+    # mmcv compares with a float, torchvision's CPU kernel with a double. They
+    # differ for boxes whose overlap is exactly, for example, 0.6.
     threshold = ctypes.c_float(iou_threshold).value
     return torchvision.ops.nms(boxes, scores, threshold)
 
@@ -89,18 +89,19 @@ def softnms(
     method: int,
     offset: int,
 ) -> Tensor:
-    """Soft non-maximum suppression: lowers scores in place of dropping.
+    """Soft non-maximum suppression: lowers scores instead of dropping boxes.
 
     Args:
         boxes (Tensor): ``(N, 4)``.
         scores (Tensor): ``(N,)``.
-        dets (Tensor): ``(N, 5)``; its first K rows become the boxes kept
-            with their new scores, best first, the others stay as they are.
-        iou_threshold (float): Overlap from which methods 0 and 1 act.
+        dets (Tensor): Result, ``(N, 5)``. The first K rows become the boxes
+            kept with their new scores, best first; other rows do not change.
+        iou_threshold (float): Least overlap at which methods 0 and 1 lower
+            a score.
         sigma (float): Width of the Gaussian of method 2.
-        min_score (float): A box whose score sinks below this is dropped.
-        method (int): 0 drops (naive), 1 is linear, 2 Gaussian.
-        offset (int): What is added to each width and height, 0 or 1.
+        min_score (float): A box whose score falls below this is dropped.
+        method (int): 0 sets the score to 0 (naive), 1 is linear, 2 Gaussian.
+        offset (int): Added to each width and height, 0 or 1.
 
     Returns:
         Tensor: Indices of the K boxes kept, int64.
@@ -136,8 +137,8 @@ def softnms(
         keep = ~(rest[:, 4] < min_score)
         left = int(keep.sum())
         if left < len(rest):
-            # The last boxes take the places of those dropped, as in mmcv:
-            # of boxes with equal scores, the order decides which is first.
+            # As in mmcv, the last boxes move to the places of those dropped.
+            # The order matters, since it decides between equal scores.
             holes = (~keep[:left]).nonzero()[:, 0]
             last = left + keep[left:].nonzero()[:, 0].flip(0)
             rest[holes] = rest[last]
@@ -149,7 +150,7 @@ def softnms(
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Non-maximum suppression that tells which box dropped which.
+    """Non-maximum suppression that groups dropped boxes by the kept box.
 
     Args:
         dets (Tensor): ``(N, 5)``, boxes and scores.
@@ -157,8 +158,8 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
             more is dropped.
 
     Returns:
-        list[list[int]]: For each box kept, best first, its index and those
-        of the boxes it dropped, by score.
+        list[list[int]]: For each box kept, best first, its index and the
+        indices of the boxes that it dropped, by descending score.
     """
     _check_boxes('nms_match', dets, columns=5)
     (dets,) = same_float('nms_match', dets)
@@ -191,8 +192,8 @@ def bbox_overlaps(
         bboxes2 (Tensor): ``(N, 4)``.
         ious (Tensor): Result, ``(M, N)``; ``(M,)`` if ``aligned``.
         mode (int): 0 divides by the union, 1 by the area of ``bboxes1``.
-        aligned (bool): Compare box i with box i only (then M is N).
-        offset (int): What is added to each width and height, 0 or 1.
+        aligned (bool): Compare box i with box i only; M must equal N.
+        offset (int): Added to each width and height, 0 or 1.
     """
     op = 'bbox_overlaps'
     _check_boxes(op, bboxes1)

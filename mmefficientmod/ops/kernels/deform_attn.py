@@ -14,10 +14,10 @@ def _sample_levels(
     locations: Tensor,
     attention: Tensor,
 ) -> Tensor:
-    """What ms_deform_attn_forward does, of tensors that can have gradients."""
+    """Differentiable version of :func:`ms_deform_attn_forward`."""
     batch, queries, heads = locations.shape[:3]
     depth = value.shape[3]
-    # grid_sample counts from -1 to 1 over the map.
+    # grid_sample takes locations of -1 to 1.
     grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)
     attention = attention.transpose(1, 2).flatten(0, 1)
     output = value.new_zeros(batch * heads, depth, queries)
@@ -41,7 +41,7 @@ def _attention_levels(
     locations: Tensor,
     attention: Tensor,
 ) -> tuple[list[list[int]], list[int]]:
-    """Checks the arguments; returns the levels' sizes and starts."""
+    """Check the arguments; return sizes and first keys of the levels."""
     op = 'ms_deform_attn'
     check(
         value.dim() == 4
@@ -127,9 +127,9 @@ def ms_deform_attn_backward(
 
     Args:
         grad_output (Tensor): ``(N, queries, heads * depth)``.
-        grad_value (Tensor): The gradient is added to it, as ``value``.
-        grad_sampling_loc (Tensor): Likewise, as ``sampling_locations``.
-        grad_attn_weight (Tensor): Likewise, as ``attention_weights``.
+        grad_value (Tensor): The gradient is added to it; shape of ``value``.
+        grad_sampling_loc (Tensor): Likewise; shape of ``sampling_locations``.
+        grad_attn_weight (Tensor): Likewise; shape of ``attention_weights``.
 
     The other arguments are those of the forward pass.
     """

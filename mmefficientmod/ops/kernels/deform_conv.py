@@ -1,4 +1,4 @@
-"""Deformable convolution, without and with modulation."""
+"""Deformable convolution, without and with modulation (v1 and v2)."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from .common import check, same_float
 
 
 class _Conv(NamedTuple):
-    """What a deformable convolution is besides its tensors; (y, x) pairs."""
+    """Settings of a deformable convolution; pairs are (y, x)."""
 
     op: str
     kernel: tuple[int, int]
@@ -28,7 +28,7 @@ class _Conv(NamedTuple):
         mask: Tensor | None,
         output: Tensor,
     ) -> None:
-        """Raises ValueError where the shapes do not go together."""
+        """Raise ValueError if the shapes do not fit."""
         check(
             input.dim() == 4,
             self.op,
@@ -84,9 +84,9 @@ class _Conv(NamedTuple):
     def as_read(self, tensor: Tensor, input: Tensor) -> Tensor:
         """Offset or mask as the compiled modulated kernel reads it.
 
-        DyHead hands over the offsets of a finer map. That kernel never looks
-        at their size: it takes the first values in memory for those of its
-        own output, and trained weights count on it.
+        DyHead passes the offsets of a larger map. The compiled kernel does not
+        check their size and reads the first values in memory as those of its
+        output. Weights were trained with this, so it is reproduced here.
         """
         width, size = tensor.shape[1], self.out_size(input)
         wanted = width * size[0] * size[1]
@@ -95,10 +95,10 @@ class _Conv(NamedTuple):
         return tensor.flatten(1)[:, :wanted].reshape(-1, width, *size)
 
     def on_border(self, offset: Tensor) -> Tensor:
-        """Where a tap is one pixel or more above or left of the image.
+        """Whether each tap is one pixel or more above or left of the image.
 
         Returns:
-            Tensor: bool, of the shape of ``offset``.
+            Tensor: bool, with the shape of ``offset``.
         """
         batch, _, *size = offset.shape
         # (N, groups, kernel y, kernel x, y or x, output y, output x)
@@ -123,7 +123,7 @@ class _Conv(NamedTuple):
         bias: Tensor | None,
         output: Tensor,
     ) -> None:
-        """Writes the convolution of ``input`` into ``output``."""
+        """Write the convolution of ``input`` into ``output``."""
         if mask is not None:
             offset = self.as_read(offset, input)
             mask = self.as_read(mask, input)
@@ -155,15 +155,15 @@ class _Conv(NamedTuple):
         offset: Tensor,
         mask: Tensor | None,
     ) -> dict[str, Tensor]:
-        """Returns the gradients of input, weight, offset, mask and bias.
+        """Return the gradients of input, weight, offset, mask and bias.
 
-        Those of offset and mask are of what was read of them.
+        Gradients of offset and mask have the shapes that ``as_read`` gives.
         """
         if mask is not None:
             offset = self.as_read(offset, input)
             mask = self.as_read(mask, input)
         self.check(input, weight.shape, offset, mask, grad_output)
-        # torchvision wants tensors in place of what is not there.
+        # torchvision needs tensors for a missing mask and bias.
         bias = weight.new_empty(len(weight))
         no_mask = input.new_empty(len(input), 0)
         names = ('input', 'weight', 'offset', 'mask', 'bias')
@@ -191,9 +191,10 @@ class _Conv(NamedTuple):
             mask is not None,
         )
         grads = dict(zip(names, grads, strict=True))
-        # The output has a kink where a tap is exactly one pixel outside, as
-        # those of new layers (all offsets 0) with padding are. There mmcv's
-        # gradient is 0, torchvision's the slope on the side of the image.
+        # The output is not differentiable where a tap is exactly one pixel
+        # outside, which is frequent in new layers with padding, whose offsets
+        # are 0. There mmcv's gradient is 0, torchvision's the slope towards
+        # the image.
         grads['offset'].masked_fill_(self.on_border(tensors[2]), 0)
         return grads
 
@@ -274,8 +275,8 @@ def deform_conv_backward_input(
 
     Args:
         gradOutput (Tensor): ``(N, O, H', W')``.
-        gradInput (Tensor): The gradient is added to it, as ``input``.
-        gradOffset (Tensor): Result, as ``offset``.
+        gradInput (Tensor): The gradient is added to it; shape of ``input``.
+        gradOffset (Tensor): Result; shape of ``offset``.
 
     The other arguments are those of the forward pass.
     """
@@ -421,11 +422,11 @@ def modulated_deform_conv_backward(
     """Gradients of :func:`modulated_deform_conv_forward`.
 
     Args:
-        grad_input (Tensor): The gradient is added to it, as ``input``.
-        grad_weight (Tensor): The gradient is added to it, as ``weight``.
-        grad_bias (Tensor): The gradient is added to it if ``with_bias``.
-        grad_offset (Tensor): Result, as ``offset``.
-        grad_mask (Tensor): Result, as ``mask``.
+        grad_input (Tensor): The gradient is added to it; shape of ``input``.
+        grad_weight (Tensor): Likewise; shape of ``weight``.
+        grad_bias (Tensor): Likewise if ``with_bias``; shape of ``bias``.
+        grad_offset (Tensor): Result; shape of ``offset``.
+        grad_mask (Tensor): Result; shape of ``mask``.
         grad_output (Tensor): ``(N, O, H', W')``.
 
     The other arguments are those of the forward pass.

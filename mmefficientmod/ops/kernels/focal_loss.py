@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .common import check, same_float
 
-# mmcv takes the logarithm of no probability below C's FLT_MIN.
+# mmcv clamps probabilities to at least C's FLT_MIN before the logarithm.
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -28,7 +28,7 @@ def _check_focal(
 
 
 def _class_weight(op: str, weight: Tensor, target: Tensor) -> Tensor | float:
-    """The weight of each target, (N, 1); 1 if there are no weights."""
+    """Weight of each target, ``(N, 1)``; 1 if there are no weights."""
     if weight.numel() == 0:
         return 1.0
     if len(target):
@@ -50,16 +50,18 @@ def sigmoid_focal_loss_forward(
     gamma: float,
     alpha: float,
 ) -> None:
-    """Focal loss of one sigmoid for each class.
+    """Focal loss of a sigmoid for each class (arXiv 1708.02002, eq. 5).
 
     Args:
         input (Tensor): Logits, ``(N, C)``.
-        target (Tensor): Class of each row, ``(N,)``, int64. A number that is
-            no class, such as C, is background.
+        target (Tensor): Class of each row, ``(N,)``, int64. Any number
+            outside 0 to C - 1 is background.
         weight (Tensor): Weight of each class, ``(C,)``, or empty.
         output (Tensor): Result, ``(N, C)``.
-        gamma (float): Power by which easy examples count less.
-        alpha (float): Weight of the positives; negatives have 1 - alpha.
+        gamma (float): Focusing parameter: a higher one lowers the loss of
+            easy examples more.
+        alpha (float): Weight of positives; the weight of negatives is
+            1 - alpha.
     """
     op = 'sigmoid_focal_loss'
     _check_focal(op, input, target, weight)
@@ -109,7 +111,7 @@ def sigmoid_focal_loss_backward(
 def _softmax_focal_terms(
     softmax: Tensor, target: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax, probability of the target and its weight (0: ignored)."""
+    """Softmax, and probability and weight (0: ignored) of each target."""
     op = 'softmax_focal_loss'
     _check_focal(op, softmax, target, weight)
     softmax, weight = same_float(op, softmax, weight)
@@ -137,11 +139,12 @@ def softmax_focal_loss_forward(
 
     Args:
         input (Tensor): Probabilities (not logits), ``(N, C)``.
-        target (Tensor): Class of each row, ``(N,)``, int64; below 0: the
-            row is ignored.
+        target (Tensor): Class of each row, ``(N,)``, int64. Rows with a
+            negative one are ignored.
         weight (Tensor): Weight of each class, ``(C,)``, or empty.
         output (Tensor): Result, ``(N,)``.
-        gamma (float): Power by which easy examples count less.
+        gamma (float): Focusing parameter: a higher one lowers the loss of
+            easy examples more.
         alpha (float): Factor of the loss.
     """
     _, p, factor = _softmax_focal_terms(input, target, weight)
@@ -158,10 +161,10 @@ def softmax_focal_loss_backward(
     gamma: float,
     alpha: float,
 ) -> None:
-    """Derivative of :func:`softmax_focal_loss_forward` by the logits.
+    """Derivative of :func:`softmax_focal_loss_forward` for the logits.
 
     Args:
-        buff (Tensor): Result, ``(N,)``: the part common to all classes.
+        buff (Tensor): Result, ``(N,)``: the factor common to all classes.
         grad_input (Tensor): Result, ``(N, C)``.
 
     The other arguments are those of the forward pass.

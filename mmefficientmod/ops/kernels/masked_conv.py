@@ -1,4 +1,4 @@
-"""Convolution at masked places alone."""
+"""Convolution at the places of a mask only."""
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,8 @@ def _check_places(
             check(
                 low >= 0 and high < size,
                 op,
-                f'places {int(low)} to {int(high)} of the mask in a map of '
-                f'{height} x {width}; is the mask of the size of the output?',
+                f'places {int(low)} to {int(high)} of the mask do not fit in '
+                f'{height} x {width}; it must have the size of the output',
             )
 
 
@@ -31,7 +31,7 @@ def masked_im2col_forward(
     pad_h: int,
     pad_w: int,
 ) -> None:
-    """Collects the neighbourhoods of some places of an image.
+    """Copy the neighbourhoods of some places of an image into columns.
 
     Args:
         im (Tensor): ``(1, C, H, W)``.
@@ -40,8 +40,8 @@ def masked_im2col_forward(
         col (Tensor): Result, ``(C * kernel_h * kernel_w, P)``.
         kernel_h (int): Height of a neighbourhood.
         kernel_w (int): Width of a neighbourhood.
-        pad_h (int): Rows of it above its place.
-        pad_w (int): Columns of it left of its place.
+        pad_h (int): Rows of a neighbourhood above its place.
+        pad_w (int): Columns of a neighbourhood left of its place.
     """
     op = 'masked_im2col'
     check(
@@ -72,7 +72,7 @@ def masked_col2im_forward(
     width: int,
     channels: int,
 ) -> None:
-    """Writes columns to some places of an image, and leaves the others.
+    """Write columns to some places of an image; the others do not change.
 
     Args:
         col (Tensor): ``(channels, P)``.

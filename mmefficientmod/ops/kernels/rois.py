@@ -22,7 +22,8 @@ def _check_rois(
         op,
         f'pooled features must be {expected}, got {tuple(pooled.shape)}',
     )
-    # Reading a GPU tensor would make the CPU wait for it, on every call.
+    # Checked on the CPU only: reading a GPU tensor would synchronise on each
+    # call.
     if rois.is_cpu and len(rois):
         low, high = rois[:, 0].float().aminmax()
         check(
@@ -44,7 +45,7 @@ def _check_roi_align(
     op = 'roi_align'
     if mode != 1:
         raise NotImplementedError(
-            "roi_align: pool_mode='max' is in a compiled mmcv only; use "
+            "roi_align: pool_mode='max' needs a compiled mmcv; use "
             "pool_mode='avg'"
         )
     _check_rois(op, images, rois, pooled, size)
@@ -80,10 +81,11 @@ def roi_align_forward(
         aligned_height (int): Rows of the result.
         aligned_width (int): Columns of the result.
         spatial_scale (float): Pixels of ``input`` per pixel of the image.
-        sampling_ratio (int): Samples in a cell, along each axis; 0 or less:
-            as many as the RoI has pixels there.
-        pool_mode (int): 1, the average of the samples.
-        aligned (bool): Shift by the half pixel that the legacy version lacks.
+        sampling_ratio (int): Samples per cell along each axis. If 0 or less,
+            the number of pixels that a cell covers, rounded up.
+        pool_mode (int): Must be 1, the average of the samples.
+        aligned (bool): Subtract half a pixel from the scaled coordinates; the
+            legacy version does not.
     """
     size = (aligned_height, aligned_width)
     _check_roi_align(input, rois, output, size, pool_mode, aligned)
@@ -113,7 +115,7 @@ def roi_align_backward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Adds the gradient of :func:`roi_align_forward` to ``grad_input``.
+    """Add the gradient of :func:`roi_align_forward` to ``grad_input``.
 
     Args:
         grad_output (Tensor): ``(K, C, aligned_height, aligned_width)``.
@@ -151,7 +153,7 @@ def roi_pool_forward(
         rois (Tensor): ``(K, 5)``, x2 and y2 inclusive.
         output (Tensor): Result, ``(K, C, pooled_height, pooled_width)``; 0
             in a cell without pixels.
-        argmax (Tensor): Result, int32 of the same shape: the place of the
+        argmax (Tensor): Result, int32 of the same shape: position of the
             maximum, ``row * W + column``; -1 in a cell without pixels.
         pooled_height (int): Rows of the result.
         pooled_width (int): Columns of the result.
@@ -162,15 +164,15 @@ def roi_pool_forward(
     input, rois = same_float('roi_pool', input, rois)
 
     def edges(low: Tensor, high: Tensor, cells: int, size: int) -> Tensor:
-        """First and last pixel of each cell along an axis, (K, cells, 2)."""
+        """First and last pixel of cells along an axis, ``(K, cells, 2)``."""
         step = (high - low)[:, None] / cells
         at = torch.arange(cells, device=low.device)
         first = (at * step + low[:, None]).floor().clamp(0, size)
         end = ((at + 1) * step + low[:, None]).ceil().clamp(0, size)
         return torch.stack([first, end - 1], -1)
 
-    # torchvision rounds an RoI to whole pixels before it is divided, mmcv
-    # after. So each cell becomes an RoI in whole pixels of its own.
+    # torchvision rounds an RoI to whole pixels and then divides it into cells;
+    # mmcv divides first. So each cell is given as an RoI in whole pixels.
     low = rois[:, 1:3] * spatial_scale
     high = (rois[:, 3:] + 1) * spatial_scale
     xs = edges(low[:, 0], high[:, 0], pooled_width, input.shape[3])
@@ -202,7 +204,7 @@ def roi_pool_backward(
     pooled_width: int,
     spatial_scale: float,
 ) -> None:
-    """Adds the gradient of :func:`roi_pool_forward` to ``grad_input``.
+    """Add the gradient of :func:`roi_pool_forward` to ``grad_input``.
 
     Args:
         grad_output (Tensor): ``(K, C, pooled_height, pooled_width)``.
