@@ -118,7 +118,7 @@ $(VENV)/.locked: requirements/$(STACK).txt Makefile
 
 $(VENV)/.ready: $(VENV)/.locked setup.py pyproject.toml
 	@rm -f $@
-	@echo 'Installing mmefficientmod into it ...'
+	@echo 'Installing mmefficientmod into $(VENV) ...'
 	@$(UV_INSTALL) --no-deps --no-build-isolation -e .
 	@$(LINK_$(STACK))
 	@touch $@
