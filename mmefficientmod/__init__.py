@@ -18,7 +18,6 @@ from mmefficientmod.config.files import register_config_packages  # noqa: E402
 
 register_config_packages()
 
-from mmefficientmod.engine import fsdp  # noqa: E402, F401
 from mmefficientmod.models import EdgeViT, EfficientMod  # noqa: E402
 from mmefficientmod.swap.backbone import swap_backbone  # noqa: E402
 

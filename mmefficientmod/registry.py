@@ -1,34 +1,50 @@
-"""The scope ``mmefficientmod``: a child of MMEngine's root registries.
+"""The scope ``mmefficientmod``: children of MMEngine's root registries.
 
-MMEngine imports this module by itself when a config names a type with the
-prefix ``mmefficientmod.``, whatever toolbox the config belongs to.
+MMEngine imports this module when a config names a type with the prefix
+``mmefficientmod.``, whichever toolbox the config belongs to. A registry
+imports its ``locations`` when it is first asked for a type.
 """
+
+from __future__ import annotations
 
 from importlib import import_module
 
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import METRICS as MMENGINE_METRICS
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import (
-    OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS,
-)
+from mmengine import registry as mmengine_registry
 from mmengine.registry import Registry
 
-__all__ = ['HOOKS', 'METRICS', 'MODELS', 'OPTIM_WRAPPER_CONSTRUCTORS']
+__all__ = [
+    'FUNCTIONS',
+    'HOOKS',
+    'METRICS',
+    'MODELS',
+    'OPTIM_WRAPPER_CONSTRUCTORS',
+    'STRATEGIES',
+]
 
-# Models that a toolbox is needed for, which may not be installed.
+SCOPE = 'mmefficientmod'
+# Models that need a toolbox, which may not be installed.
 DISTILL = 'mmefficientmod.models.distill'
 NEED_A_TOOLBOX = {
     'DistilledClassifier': f'{DISTILL}.classifier',
     'DistilledSegmentor': f'{DISTILL}.segmentor',
 }
+# It imports PyTorch's FSDP and MMEngine's strategies.
+FSDP = 'mmefficientmod.engine.fsdp'
 
 
 class ModelRegistry(Registry):
-    """A registry that imports what needs a toolbox when it is asked for."""
+    """A registry that imports a model that needs a toolbox when it is named.
+
+    Importing such a module with the other models would make the toolbox a
+    requirement of the package.
+    """
 
     def get(self, key: str) -> type | None:
-        """The class of that name."""
+        """The class of a name, None if there is none.
+
+        Args:
+            key: The name, with or without the scope.
+        """
         name = key.removeprefix(f'{self.scope}.')
         if name in NEED_A_TOOLBOX:
             import_module(NEED_A_TOOLBOX[name])
@@ -37,28 +53,41 @@ class ModelRegistry(Registry):
 
 MODELS = ModelRegistry(
     'model',
-    parent=MMENGINE_MODELS,
-    scope='mmefficientmod',
+    parent=mmengine_registry.MODELS,
+    scope=SCOPE,
     locations=['mmefficientmod.models'],
 )
 HOOKS = Registry(
     'hook',
-    parent=MMENGINE_HOOKS,
-    scope='mmefficientmod',
+    parent=mmengine_registry.HOOKS,
+    scope=SCOPE,
     locations=[
         'mmefficientmod.engine.hooks',
+        'mmefficientmod.engine.seeding',
         'mmefficientmod.benchmark.training.hook',
     ],
 )
 METRICS = Registry(
     'metric',
-    parent=MMENGINE_METRICS,
-    scope='mmefficientmod',
+    parent=mmengine_registry.METRICS,
+    scope=SCOPE,
     locations=['mmefficientmod.evaluation'],
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
-    parent=MMENGINE_CONSTRUCTORS,
-    scope='mmefficientmod',
+    parent=mmengine_registry.OPTIM_WRAPPER_CONSTRUCTORS,
+    scope=SCOPE,
     locations=['mmefficientmod.engine.layer_decay'],
+)
+STRATEGIES = Registry(
+    'strategy',
+    parent=mmengine_registry.STRATEGIES,
+    scope=SCOPE,
+    locations=[FSDP],
+)
+FUNCTIONS = Registry(
+    'function',
+    parent=mmengine_registry.FUNCTIONS,
+    scope=SCOPE,
+    locations=[FSDP],
 )

@@ -1,4 +1,4 @@
-"""Fully sharded data parallel (FSDP), a shard for each stage of a backbone."""
+"""Fully sharded data parallel (FSDP), with one shard for each stage."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from functools import partial
 from typing import Any
 
 import torch
+
+# MMEngine's strategies have no public module: it calls them experimental.
 from mmengine._strategy import FSDPStrategy
 from mmengine.device import get_device
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import BaseOptimWrapper, OptimWrapper
-from mmengine.registry import FUNCTIONS, STRATEGIES
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.models.backbones.base import Stage
+from mmefficientmod.registry import FUNCTIONS, STRATEGIES
 
-# What sharding puts into the names of parameters.
+# FSDP inserts this name into the names of parameters. PyTorch has no public
+# name for it.
 FSDP_WRAPPED_MODULE = '_fsdp_wrapped_module'
 
 
@@ -26,44 +29,55 @@ FSDP_WRAPPED_MODULE = '_fsdp_wrapped_module'
 def wrap_by_stage(
     module: nn.Module, recurse: bool, nonwrapped_numel: int
 ) -> bool:
-    """An ``auto_wrap_policy`` that gathers the weights stage by stage.
+    """An ``auto_wrap_policy`` that makes each stage a unit of FSDP.
 
-    What is in no stage, as stem, neck and head, is gathered as one.
+    FSDP gathers the weights of a unit when the unit runs. Modules outside
+    the stages, such as stem, neck and head, form one unit.
 
     Args:
-        module: A part of the model.
-        recurse: Whether FSDP asks if it shall look for more in that part.
-        nonwrapped_numel: Number of its weights; not looked at.
+        module: A module of the model.
+        recurse: Whether FSDP asks if it should visit the module's children.
+        nonwrapped_numel: Number of weights in no unit yet; not used.
+
+    Returns:
+        Whether to visit the children, or whether to wrap the module.
     """
     return recurse or isinstance(module, Stage)
 
 
 @STRATEGIES.register_module()
 class StageFSDPStrategy(FSDPStrategy):
-    """MMEngine's FSDP with the optimizer's rules, and on the CPU too.
+    """MMEngine's FSDP strategy, with per-parameter rules and on CPUs.
 
-    Rules for parameters go by their names, shapes and kinds of layers, which
-    sharding changes: here they are applied to the model as it was before.
-    Gradients are clipped by the norm of all shards.
+    Rules such as ``paramwise_cfg`` depend on the names and shapes of the
+    parameters and on the types of their layers, all of which FSDP changes.
+    Here the rules are applied to a copy of the model from before. Gradients
+    are clipped by the norm over all processes.
 
-    Args:
-        As those of ``FSDPStrategy``.
+    Takes the arguments of ``FSDPStrategy``.
     """
+
+    model_wrapper: dict | None
 
     def _init_state_dict_cfg(self, state_dict_cfg: str | dict) -> None:
         super()._init_state_dict_cfg(state_dict_cfg)
         if get_device() == 'cpu':
-            # Nothing is to be moved, and PyTorch would free what it reads.
+            # The state is on the CPU already. With offloading, PyTorch would
+            # free tensors that it still reads.
             for cfg in (self.state_dict_config, self.optim_state_dict_config):
                 cfg.offload_to_cpu = False
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
-        """Build the model, without SyncBN where there is no GPU."""
+        """Build the model, without SyncBN where there is no GPU.
+
+        Raises:
+            ConfigError: If this version of PyTorch has no FSDP on CPUs.
+        """
         if get_device() == 'cpu':
             _check_cpu()
-            # Before the parent takes down which parameter has which name.
             if isinstance(model, dict):
                 model = super().build_model(model)
+            # Before the parent records the names of the parameters.
             model = revert_sync_batchnorm(model)
         return super().build_model(model)
 
@@ -78,16 +92,21 @@ class StageFSDPStrategy(FSDPStrategy):
     def build_optim_wrapper(
         self, optim_wrapper: Any, model: nn.Module | None = None
     ) -> BaseOptimWrapper:
-        """Build the optimizer wrapper of the wrapped model.
+        """Build the optimizer wrapper for the wrapped model.
+
+        Args:
+            optim_wrapper: Its config.
+            model: The wrapped model. Default: the model of the strategy.
 
         Raises:
             ConfigError: If it has several optimizers.
         """
+        model = self.model if model is None else model
         wrapper = super().build_optim_wrapper(optim_wrapper, self._unwrapped)
         if not isinstance(wrapper, OptimWrapper):
             raise ConfigError(
-                '--fsdp goes with one optimizer, and the config has several '
-                f'({type(wrapper).__name__})'
+                '--fsdp needs a config with one optimizer, and this one has '
+                f'several ({type(wrapper).__name__})'
             )
         names = {p: name for name, p in self._unwrapped.named_parameters()}
         params = {
@@ -97,14 +116,22 @@ class StageFSDPStrategy(FSDPStrategy):
         for group in wrapper.optimizer.param_groups:
             group['params'] = [params[names[p]] for p in group['params']]
         del self._unwrapped
-        if wrapper.clip_grad_kwargs and wrapper.grad_name == 'grad_norm':
+        if (
+            wrapper.clip_grad_kwargs
+            and wrapper.grad_name == 'grad_norm'
+            and isinstance(model, FullyShardedDataParallel)
+        ):
             wrapper.clip_func = partial(_clip_all_shards, model)
         return wrapper
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         """Load the state of the optimizer.
 
-        MMEngine gives the arguments in the order of PyTorch 2.0.
+        MMEngine passes the arguments in the order of PyTorch 2.0, which later
+        versions changed; here they are passed by name.
+
+        Args:
+            state_dict: The whole state, as FSDP saved it.
         """
         self.optim_wrapper.load_state_dict(
             FullyShardedDataParallel.optim_state_dict_to_load(
@@ -121,13 +148,17 @@ def _clip_all_shards(
     max_norm: float,
     norm_type: float = 2.0,
 ) -> torch.Tensor:
-    """PyTorch's ``clip_grad_norm_`` for a model and not for its shards."""
+    """Clip the gradients of a model, not of this process's shards alone.
+
+    It has the signature of ``torch.nn.utils.clip_grad_norm_`` after the
+    model; ``params`` is not used.
+    """
     return model.clip_grad_norm_(max_norm, norm_type)
 
 
 def _check_cpu() -> None:
     try:
-        torch.cpu.Stream(priority=-1)
+        torch.cpu.Stream(priority=-1)  # FSDP does the same
     except TypeError:
         raise ConfigError(
             f'FSDP on the CPU needs a newer PyTorch than {torch.__version__}'

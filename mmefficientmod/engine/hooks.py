@@ -1,4 +1,4 @@
-"""Hooks that the tools give a run."""
+"""Hooks that the tools add to a run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.runner import Runner
+from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmefficientmod.checkpoint.loading import load_whole
@@ -18,16 +18,16 @@ from mmefficientmod.models.layers.deploy import switch_to_deploy
 from mmefficientmod.registry import HOOKS
 
 
-@ROOT_HOOKS.register_module()
+@HOOKS.register_module()
 class CheckpointCheckHook(Hook):
-    """Refuses a checkpoint of another model before it is loaded.
+    """Refuses a checkpoint of another model before MMEngine loads it.
 
-    MMEngine loads what fits and goes on with a warning.
+    MMEngine itself loads the weights that fit and only warns of the others.
 
     Args:
         path: Name of the file, for messages.
-        classes: Names of the classes that it must have been trained on.
-            Default: any.
+        classes: Names of the classes that the model must have been trained
+            on. Default: any.
     """
 
     def __init__(
@@ -37,7 +37,15 @@ class CheckpointCheckHook(Hook):
         self.classes = classes
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Load it strictly, ahead of MMEngine."""
+        """Load the weights strictly. MMEngine then loads them once more.
+
+        Args:
+            runner: The runner.
+            checkpoint: Content of the file.
+
+        Raises:
+            CheckpointError: If the model or the classes are others.
+        """
         meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
         trained = list(meta.get('classes') or ())
         if self.classes and trained and trained != list(self.classes):
@@ -46,34 +54,53 @@ class CheckpointCheckHook(Hook):
                 f'{", ".join(trained)}, and the data has '
                 f'{", ".join(self.classes)}'
             )
-        model = runner.model
-        # FSDP has to gather its shards itself.
-        while not isinstance(model, FullyShardedDataParallel) and (
-            is_model_wrapper(model) or isinstance(model, BaseTTAModel)
-        ):
-            model = model.module
-        load_whole(model, checkpoint, self.path)
+        load_whole(_unwrap(runner.model), checkpoint, self.path)
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """The model in the wrappers for several processes and for TTA.
+
+    The wrapper of FSDP stays: only it can load weights into its shards.
+    """
+    while not isinstance(model, FullyShardedDataParallel) and (
+        is_model_wrapper(model) or isinstance(model, BaseTTAModel)
+    ):
+        model = model.get_submodule('module')
+    return model
 
 
 def check_checkpoint(
     cfg: Config, path: str, classes: Sequence[str] | None = None
 ) -> None:
-    """Have a run refuse a checkpoint of another model or other classes."""
-    add_hook(cfg, type='CheckpointCheckHook', path=path, classes=classes)
+    """Add a hook that refuses a checkpoint of another model.
+
+    Args:
+        cfg: The config, changed in place.
+        path: The checkpoint that the run loads.
+        classes: As for :class:`CheckpointCheckHook`.
+    """
+    add_hook(
+        cfg,
+        type='mmefficientmod.CheckpointCheckHook',
+        path=path,
+        classes=classes,
+    )
 
 
 @HOOKS.register_module()
 class SwitchToDeployHook(Hook):
-    """Folds the model before a test, after its checkpoint is loaded.
+    """Folds the model for inference before a test.
 
+    MMEngine has loaded the checkpoint by then.
     ``custom_hooks = [dict(type='mmefficientmod.SwitchToDeployHook')]``
     """
 
     def before_test(self, runner: Runner) -> None:
-        """Fold it, and say what was folded."""
+        """Fold the model, and log the names of the folded modules."""
         names = switch_to_deploy(runner.model)
         for hook in runner.hooks:
-            # It puts its averaged weights in the place of the others.
+            # The hook swaps its averaged weights with those of the model, so
+            # both need the same parameters.
             if isinstance(hook, EMAHook):
                 switch_to_deploy(hook.ema_model)
         runner.logger.info(

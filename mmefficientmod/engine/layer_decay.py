@@ -1,12 +1,15 @@
-"""Layer-wise learning-rate decay for any model whose backbone can count."""
+"""Layer-wise learning-rate decay for classifiers, detectors and segmentors."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from mmpretrain.engine import LearningRateDecayOptimWrapperConstructor
 from torch import nn
 
+from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 
@@ -14,15 +17,16 @@ from mmefficientmod.registry import OPTIM_WRAPPER_CONSTRUCTORS
 class LayerDecayOptimWrapperConstructor(
     LearningRateDecayOptimWrapperConstructor
 ):
-    """MMPretrain's constructor, also for detectors and segmentors.
+    """MMPretrain's constructor, for detectors and segmentors too.
 
-    It wants ``get_layer_depth`` of the model, which only classifiers have;
-    here the backbone in the model is asked. ``paramwise_cfg`` takes what
-    MMPretrain's takes: ``layer_decay_rate``, ``flat_decay_mult``,
-    ``norm_decay_mult``, ``bias_decay_mult``, ``custom_keys``.
+    MMPretrain's asks the model for ``get_layer_depth``, a method that only
+    its classifiers have. This one asks the first module in the model that has
+    the method: the backbone. ``paramwise_cfg`` takes what MMPretrain's takes:
+    ``layer_decay_rate``, ``flat_decay_mult``, ``norm_decay_mult``,
+    ``bias_decay_mult``, ``custom_keys``.
 
     Raises:
-        TypeError: If no module of the model has ``get_layer_depth``.
+        ConfigError: If no module of the model has ``get_layer_depth``.
     """
 
     def add_params(
@@ -30,28 +34,40 @@ class LayerDecayOptimWrapperConstructor(
         params: list[dict],
         module: nn.Module,
         prefix: str = '',
-        get_layer_depth: Any = None,
+        get_layer_depth: Callable[[str], tuple[int, int]] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add the parameters of a module, each at the rate of its layer."""
+        """Add a group for each parameter, with the rate of its layer.
+
+        Args:
+            params: Groups of the optimizer; extended in place.
+            module: The module whose parameters are added.
+            prefix: Name of the module in the model.
+            get_layer_depth: Gives the depth of a parameter and the number of
+                layers. Default: the method of the backbone.
+            **kwargs: Arguments that MMEngine passes; not used.
+        """
         if get_layer_depth is None:
-            name, backbone = next(
-                (
-                    (name, part)
-                    for name, part in module.named_modules()
-                    if name and hasattr(part, 'get_layer_depth')
-                ),
-                ('', module),
-            )
-            if not hasattr(backbone, 'get_layer_depth'):
-                raise TypeError(
-                    'no backbone of this model says how deep its layers lie '
-                    '(get_layer_depth), which layer-wise decay needs'
-                )
-
-            def get_layer_depth(param_name: str) -> tuple[int, int]:
-                return backbone.get_layer_depth(param_name, f'{name}.')
-
+            get_layer_depth = _layer_depth_of_backbone(module)
         super().add_params(
             params, module, prefix, get_layer_depth=get_layer_depth
         )
+
+
+def _layer_depth_of_backbone(
+    model: nn.Module,
+) -> Callable[[str], tuple[int, int]]:
+    for name, module in model.named_modules():
+        method = getattr(module, 'get_layer_depth', None)
+        # A classifier of MMPretrain has the method, too, and only calls that
+        # of its backbone.
+        if method is not None and module is not model:
+            return partial(method, prefix=f'{name}.')
+    method = getattr(model, 'get_layer_depth', None)
+    if method is not None:
+        return method
+    raise ConfigError(
+        'no module of this model has a method get_layer_depth, which tells '
+        'the depth of each layer; layer-wise decay of the learning rate '
+        'needs it'
+    )
