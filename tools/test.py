@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint under any config: ours, a stock one, or your own."""
+"""Evaluate a checkpoint with any config: ours, a stock one, or your own."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
-from mmengine.evaluator import DumpResults
-from mmengine.runner import Runner
 
 from mmefficientmod import cli
-from mmefficientmod.config.nodes import ConfigError, add_hook, dataset_dicts
+from mmefficientmod.config.nodes import add_hook
 from mmefficientmod.datasets import check_data_exists, fit_classes
+from mmefficientmod.engine import modes
 from mmefficientmod.engine.hooks import check_checkpoint
 from mmefficientmod.engine.runner import build_runner
 
@@ -26,12 +24,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--tta',
         action='store_true',
-        help='test-time augmentation, where the config describes one',
+        help='test-time augmentation, if the config has one',
     )
     parser.add_argument(
         '--deploy',
         action='store_true',
-        help='fold for inference first what can be folded',
+        help='fold the model for inference before the test',
     )
     parser.add_argument(
         '--out',
@@ -52,13 +50,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if args.amp:
         cfg.test_cfg.fp16 = True
     if args.tta:
-        use_tta(cfg, args.config)
+        modes.use_tta(cfg, args.config)
     if args.deploy:
         add_hook(cfg, type='mmefficientmod.SwitchToDeployHook')
     with cli.remove_if_failed(cfg.work_dir):
         runner = build_runner(cfg)
         if args.out:
-            keep_predictions(runner, Path(args.out))
+            modes.save_predictions(runner, Path(args.out))
         metrics = runner.test()
     if args.out and is_main_process():
         result = dict(
@@ -69,31 +67,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         path.write_text(json.dumps(result, indent=2, default=float))
         print(f'metrics and predictions: {args.out}')
     return metrics
-
-
-def use_tta(cfg: Config, name: str) -> None:
-    """Turn a config into its test-time augmentation."""
-    if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
-        raise ConfigError(f'--tta: {name} has no tta_model and tta_pipeline')
-    for dataset in dataset_dicts(cfg, 'test_dataloader'):
-        dataset['pipeline'] = cfg.tta_pipeline
-    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-
-
-def keep_predictions(runner: Runner, folder: Path) -> None:
-    """Have the evaluator write predictions to a folder.
-
-    Label maps as PNG where the metric can write them, as MMSegmentation's
-    can, a pickle of MMEngine's otherwise.
-    """
-    metrics = runner.test_evaluator.metrics
-    writers = [m for m in metrics if hasattr(m, 'output_dir')]
-    (folder / 'predictions').mkdir(parents=True, exist_ok=True)
-    for metric in writers:
-        metric.output_dir = str(folder / 'predictions')
-    if not writers:
-        path = folder / 'predictions/predictions.pkl'
-        metrics.append(DumpResults(out_file_path=str(path)))
 
 
 if __name__ == '__main__':

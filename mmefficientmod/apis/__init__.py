@@ -1,1 +1,1 @@
-"""What the tools do, for Python: predictions, and weights converted."""
+"""Python functions behind the tools: predictions, converted checkpoints."""

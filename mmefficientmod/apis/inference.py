@@ -1,71 +1,166 @@
-"""Predictions of a trained model on images."""
+"""Predictions of a trained model on images.
+
+For example::
+
+    from mmefficientmod.apis.inference import (
+        build_inferencer,
+        draw_predictions,
+    )
+
+    inferencer = build_inferencer(
+        'mmefficientmod::seg/fpn_efficientmod_s_ade20k.py',
+        'work_dirs/fpn_efficientmod_s_ade20k/iter_40000.pth',
+    )
+    result = inferencer('photo.jpg', return_datasamples=True)
+    files = draw_predictions(inferencer, ['photo.jpg'], 'outputs')
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import cv2
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmefficientmod.checkpoint.loading import load_whole
-from mmefficientmod.config.files import TOOLBOXES
+from mmefficientmod.config.files import TOOLBOXES, load_config
 from mmefficientmod.config.nodes import ConfigError, dataset_dicts
 from mmefficientmod.config.toolbox import import_toolbox
+from mmefficientmod.datasets import DataError
 from mmefficientmod.datasets.folders import has_class_folders, set_num_classes
-from mmefficientmod.engine.console import quieten
+from mmefficientmod.engine.console import drop_noise
 
 
 def build_inferencer(
-    cfg: Config, checkpoint: str, device: str | None = None
+    config: str | Config, checkpoint: str, device: str | None = None
 ) -> Any:
     """The inferencer of the toolbox that a config belongs to.
 
     Args:
-        cfg: The config.
-        checkpoint: A checkpoint of the whole model.
-        device: Where to run; by default a GPU if there is one.
+        config: A config, its path, or ``package::path``; changed in place.
+        checkpoint: Path or URL of a checkpoint of the whole model.
+        device: Where to run, such as ``'cpu'`` or ``'cuda:0'``. Default: a
+            GPU if there is one.
+
+    Returns:
+        ``DetInferencer`` of MMDetection, ``MMSegInferencer`` of
+        MMSegmentation or ``ImageClassificationInferencer`` of MMPretrain.
+        Called with a path or a BGR array ``(H, W, 3)``, or a list of them, it
+        predicts; its documentation lists the options.
 
     Raises:
         CheckpointError: If the checkpoint is of another model.
-        ConfigError: If the toolbox has no inferencer here.
+        ConfigError: If the config does not exist, or its toolbox has no
+            inferencer or is not installed.
     """
+    cfg = load_config(config) if isinstance(config, str) else config
     scope = cfg.get('default_scope')
     if scope not in TOOLBOXES:
         raise ConfigError(
-            f'predictions are drawn for {", ".join(TOOLBOXES)}, and the '
-            f'config has default_scope={scope!r}'
+            f'only configs of {", ".join(TOOLBOXES)} can predict, and this '
+            f'one has default_scope={scope!r}'
         )
     import_toolbox(scope)
     init_default_scope(scope)
-    quieten(MMLogger.get_current_instance())
+    drop_noise(MMLogger.get_current_instance())
     if cfg.get('visualizer'):
         cfg.visualizer.vis_backends = None  # the inferencer writes the files
-    weights = CheckpointLoader.load_checkpoint(checkpoint, 'cpu')
+    # Silent, since the inferencer loads it again and says so.
+    weights = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', 'silent')
     meta = (weights.get('meta') or {}).get('dataset_meta') or {}
     if scope == 'mmseg':
-        from mmseg.apis import MMSegInferencer
-        from mmseg.registry import DATASETS
-
-        # Without them it would draw in the colours of Cityscapes.
-        dataset = next(dataset_dicts(cfg, 'test_dataloader'))
-        meta = meta or DATASETS.get(dataset['type']).METAINFO
-        inferencer = MMSegInferencer(
-            cfg, checkpoint, meta['classes'], meta['palette'], device=device
-        )
+        inferencer = _segmentation(cfg, checkpoint, device, meta)
     elif scope == 'mmdet':
         from mmdet.apis import DetInferencer
 
         inferencer = DetInferencer(cfg, checkpoint, device=device)
     else:
-        from mmpretrain.apis import ImageClassificationInferencer
-
-        # The folders may be elsewhere; the training has seen them.
-        if has_class_folders(cfg) and meta.get('classes'):
-            set_num_classes(cfg, len(meta['classes']))
-        inferencer = ImageClassificationInferencer(
-            cfg, checkpoint, device=device
-        )
+        inferencer = _classification(cfg, checkpoint, device, meta)
+    # The inferencer loads the weights that fit and only warns of the others.
     load_whole(inferencer.model, weights, checkpoint)
     return inferencer
+
+
+def _segmentation(
+    cfg: Config, checkpoint: str, device: str | None, meta: Mapping[str, Any]
+) -> Any:
+    from mmseg.apis import MMSegInferencer
+    from mmseg.registry import DATASETS
+
+    # Without classes and palette, it draws those of Cityscapes.
+    dataset = next(dataset_dicts(cfg, 'test_dataloader'))
+    meta = meta or DATASETS.get(dataset['type']).METAINFO
+    return MMSegInferencer(
+        cfg, checkpoint, meta['classes'], meta['palette'], device=device
+    )
+
+
+def _classification(
+    cfg: Config, checkpoint: str, device: str | None, meta: Mapping[str, Any]
+) -> Any:
+    from mmpretrain.apis import ImageClassificationInferencer
+
+    # The folders of the training may be missing here, so the number of
+    # classes is that of the checkpoint.
+    if has_class_folders(cfg) and meta.get('classes'):
+        set_num_classes(cfg, len(meta['classes']))
+    return ImageClassificationInferencer(cfg, checkpoint, device=device)
+
+
+def check_images(images: Sequence[str]) -> None:
+    """Raise if a file is no image.
+
+    Args:
+        images: Paths.
+
+    Raises:
+        DataError: Naming the first file that OpenCV cannot read.
+    """
+    for image in images:
+        if not Path(image).is_file() or cv2.imread(image) is None:
+            raise DataError(f'{image} is no image that can be read')
+
+
+def draw_predictions(
+    inferencer: Any,
+    images: Sequence[str],
+    out: str = 'outputs',
+    score_thr: float | None = None,
+) -> list[Path]:
+    """Predict on images and draw the results.
+
+    Args:
+        inferencer: From :func:`build_inferencer`.
+        images: Paths of the images.
+        out: Folder to draw to.
+        score_thr: Least score of a box that is drawn, for detectors.
+            Default: that of MMDetection, 0.3.
+
+    Returns:
+        Paths of the drawings.
+
+    Raises:
+        DataError: If a file is no image.
+    """
+    check_images(images)
+    folder = Path(out)
+    # MMPretrain has another name than MMDetection and MMSegmentation.
+    classifies = type(inferencer).__module__.startswith('mmpretrain')
+    options: dict[str, Any] = {'show_dir' if classifies else 'out_dir': out}
+    if score_thr is not None:
+        options['pred_score_thr'] = score_thr
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob('*.*')}
+    inferencer(list(images), **options)
+    return sorted(
+        p
+        for p in folder.rglob('*.*')
+        if p.suffix in ('.jpg', '.png')
+        # MMSegmentation's label maps are no drawings.
+        and p.relative_to(folder).parts[0] != 'pred'
+        and before.get(p) != p.stat().st_mtime_ns
+    )  # fmt: skip

@@ -1,1 +1,1 @@
-"""What takes part in a run besides model and data."""
+"""Running a model: runners, hooks, processes, seeds, resuming, messages."""

@@ -1,8 +1,8 @@
-"""Several processes without a GPU: gloo in the place of NCCL.
+"""Several processes, also on machines without a GPU.
 
-MMEngine's launchers put every process on a GPU. Where there is none, the
-group is made here before MMEngine looks for one, and models are wrapped
-without device.
+MMEngine's launchers assign a GPU to each process. Where there is no GPU, this
+module creates a process group with the backend gloo before MMEngine looks for
+one, and models are wrapped without a device.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from mmefficientmod.config.nodes import ConfigError
 
 
 def start(launcher: str) -> None:
-    """Check the launcher, and make the process group where there is no GPU.
+    """Check the launcher, and create the process group if there is no GPU.
 
-    With GPUs MMEngine makes it.
+    With GPUs, MMEngine creates it.
 
     Args:
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
 
     Raises:
-        ConfigError: If it did not start this process, or needs GPUs that
-            are not there.
+        ConfigError: If the launcher did not start this process, or if it
+            needs GPUs that the machine does not have.
     """
     if launcher == 'none':
         return
     if launcher == 'pytorch' and 'RANK' not in os.environ:
         raise ConfigError(
             '--launcher pytorch is for processes that torchrun started; '
-            'tools/dist_train.sh and tools/dist_test.sh do it'
+            'tools/dist_train.sh and tools/dist_test.sh start them'
         )
     if torch.cuda.is_available():
         local_rank = int(os.environ.get('LOCAL_RANK', 0))
@@ -50,7 +50,7 @@ def start(launcher: str) -> None:
     if launcher != 'pytorch':
         raise ConfigError(
             f'--launcher {launcher} needs GPUs, and PyTorch sees none here; '
-            'on the CPU there is --launcher pytorch'
+            'on CPUs, use --launcher pytorch'
         )
     if not is_distributed():
         torch.distributed.init_process_group('gloo')
@@ -62,18 +62,36 @@ def stop() -> None:
         torch.distributed.destroy_process_group()
 
 
+def num_cores() -> int:
+    """Number of cores that this process may use."""
+    if hasattr(os, 'sched_getaffinity'):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def num_local_processes() -> int:
+    """Number of processes of a distributed run on this machine.
+
+    torchrun sets it. Slurm gives each process cores of its own.
+    """
+    return int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+
+
 def without_device(wrapper: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A ``model_wrapper_cfg`` for the CPU.
+    """A ``model_wrapper_cfg`` for CPUs.
 
     Args:
-        wrapper: That of the config, or None for MMEngine's default.
+        wrapper: The dict of the config, or None for MMEngine's default.
 
     Returns:
-        A copy that puts data parallelism on no device.
+        A copy; data parallelism gets ``device_ids=None``.
     """
     cfg = dict(wrapper or dict(broadcast_buffers=False))
-    kind = cfg.setdefault('type', 'MMDistributedDataParallel')
-    kind = kind if isclass(kind) else MODEL_WRAPPERS.get(kind)
-    if isclass(kind) and issubclass(kind, DistributedDataParallel):
+    wrapper_type = cfg.setdefault('type', 'MMDistributedDataParallel')
+    if not isclass(wrapper_type):
+        wrapper_type = MODEL_WRAPPERS.get(wrapper_type)
+    if isclass(wrapper_type) and issubclass(
+        wrapper_type, DistributedDataParallel
+    ):
         cfg['device_ids'] = None
     return cfg

@@ -1,4 +1,4 @@
-"""A run goes on as it began: same seed, same frozen stages."""
+"""A resumed run has the seed and the frozen stages of the run before."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ from mmefficientmod.config.nodes import ConfigError, find_model
 
 
 def resume_as_before(cfg: Config) -> None:
-    """Take the seed of the checkpoint, and see that the same is frozen.
+    """Take the seed of the checkpoint, and compare the frozen stages.
 
-    MMEngine takes the seed after the order of the data was drawn. Whether
-    `--backbone` keeps frozen stages depends on `--pretrained`.
+    MMEngine, too, takes the seed of the checkpoint, but only after it has
+    shuffled the data with another one. The number of frozen stages of a
+    backbone that ``--backbone`` names depends on ``--pretrained``; a user who
+    leaves that option out when resuming would train other layers.
+
+    Args:
+        cfg: The config, changed in place. It resumes from ``load_from``, or
+            else from the last checkpoint in ``work_dir``, if there is one.
 
     Raises:
-        ConfigError: If the run that is resumed had other stages frozen.
+        ConfigError: If the run before had another number of frozen stages.
     """
     path = cfg.get('load_from')
     if not path and Path(cfg.work_dir, 'last_checkpoint').is_file():
@@ -30,8 +36,8 @@ def resume_as_before(cfg: Config) -> None:
     if randomness.get('seed') is None:
         cfg.randomness = dict(randomness, seed=meta.get('seed'))
     if isinstance(meta.get('cfg'), str):
-        before = _frozen(Config.fromstring(meta['cfg'], '.py'))
-        now = _frozen(cfg)
+        before = _frozen_stages(Config.fromstring(meta['cfg'], '.py'))
+        now = _frozen_stages(cfg)
         if before != now:
             raise ConfigError(
                 f'{path} is of a run with frozen_stages={before}, and this '
@@ -40,8 +46,8 @@ def resume_as_before(cfg: Config) -> None:
             )
 
 
-def _frozen(cfg: Config) -> int:
+def _frozen_stages(cfg: Config) -> int:
     try:
         return find_model(cfg).backbone.get('frozen_stages', -1)
-    except ConfigError:  # it brings its own backbone
+    except ConfigError:  # the model has no replaceable backbone
         return -1

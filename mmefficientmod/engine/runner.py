@@ -1,10 +1,15 @@
-"""MMEngine's runners, with seeded samples and a quiet terminal."""
+"""MMEngine's two runners, as the tools use them.
+
+They seed each sample and each step, name the file that cannot be loaded, train
+on several CPU processes, scale the learning rate by the batch of an
+optimizer's step, and show only progress in the terminal.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from mmengine._strategy import BaseStrategy
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MMLogger, print_log
@@ -15,7 +20,11 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmefficientmod.config.nodes import ConfigError, type_name
+from mmefficientmod.config.nodes import (
+    ConfigError,
+    type_name,
+    replace_everywhere,
+)
 from mmefficientmod.config.schedule import accumulation
 from mmefficientmod.datasets import name_file_on_error
 from mmefficientmod.engine import distributed
@@ -23,59 +32,61 @@ from mmefficientmod.engine.console import show_progress
 from mmefficientmod.engine.resume import resume_as_before
 from mmefficientmod.engine.seeding import SeedStepHook, seed_samples
 
+if TYPE_CHECKING:
+    # MMEngine's strategies have no public module.
+    from mmengine._strategy import BaseStrategy
+
+# Names that version 0.1 wrote into the configs of its runs without a scope.
+NAMES_WITHOUT_SCOPE = (
+    'CheckpointCheckHook', 'StageFSDPStrategy', 'wrap_by_stage',
+)  # fmt: skip
+
 
 class RunnerMixin:
     """What the runners of the tools have in common."""
 
     @staticmethod
     def build_dataloader(
-        dataloader: Any,
+        dataloader: DataLoader | Mapping[str, Any],
         seed: int | None = None,
         diff_rank_seed: bool = False,
     ) -> DataLoader:
-        """Build a data loader that names the file where it fails.
+        """Build a data loader.
 
-        What is random in a sample is seeded by its place in the training.
+        Each sample is seeded by its position in the training, a file that
+        cannot be loaded is named, and there are no more workers than cores.
+
+        Args:
+            dataloader: The config of the data loader. A data loader is
+                returned as it is.
+            seed: The seed of the run. Default: samples are not seeded.
+            diff_rank_seed: Whether each process shuffles in its own order.
         """
-        loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
-        name_file_on_error(loader.dataset)
+        if isinstance(dataloader, DataLoader):
+            return dataloader
+        cfg = limit_workers(dataloader)
         if seed is not None:
-            seed_samples(loader, seed)
+            cfg = seed_samples(cfg, seed)
+        loader = Runner.build_dataloader(cfg, seed, diff_rank_seed)
+        name_file_on_error(loader.dataset)
         return loader
 
     def register_hooks(self, *args: Any, **kwargs: Any) -> None:
-        """Register hooks, with the one that seeds each step."""
-        super().register_hooks(*args, **kwargs)
-        self.register_hook(SeedStepHook())
-
-    def count_accumulation(self, auto_scale_lr: dict | None) -> dict | None:
-        """What the learning rate is scaled by, for MMEngine.
-
-        It compares the images of an iteration with ``base_batch_size``,
-        which are those of a step of the optimizer.
-        """
-        counts = accumulation(self.cfg)
-        if counts == 1 or not (auto_scale_lr or {}).get('enable'):
-            return auto_scale_lr
-        base = auto_scale_lr['base_batch_size']
-        print_log(
-            f'Gradients of {counts} iterations are accumulated: of the '
-            f'{base} images that the learning rate is for, an iteration has '
-            f'{base / counts:g}.',
-            'current',
-        )
-        return dict(auto_scale_lr, base_batch_size=base / counts)
+        """Register the hooks of the config, and the one that seeds steps."""
+        # Both methods are those of the runner that the mixin is added to.
+        super().register_hooks(*args, **kwargs)  # type: ignore[misc]
+        self.register_hook(SeedStepHook())  # type: ignore[attr-defined]
 
 
 class ToolRunner(RunnerMixin, Runner):
-    """MMEngine's runner, with a terminal that shows progress.
+    """MMEngine's default runner, for the tools.
 
-    Environment, config and hooks stand in the log file alone; the notes in
-    ``NOISE`` and the rows of classes that a table has no number for, nowhere.
+    The terminal shows progress; environment, config and list of hooks are in
+    the log file alone. See :mod:`mmefficientmod.engine.console`.
     """
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
-        """Build the logger and quieten it."""
+        """Build the logger and limit what it shows in the terminal."""
         logger = super().build_logger(*args, **kwargs)
         show_progress(logger)
         return logger
@@ -83,9 +94,14 @@ class ToolRunner(RunnerMixin, Runner):
     def wrap_model(
         self, model_wrapper_cfg: dict | None, model: nn.Module
     ) -> nn.Module:
-        """Wrap the model for several processes, on the CPU too."""
+        """Wrap the model for several processes, also where there is no GPU.
+
+        Args:
+            model_wrapper_cfg: The wrapper. Default: data parallelism.
+            model: The model.
+        """
         if self.distributed and get_device() == 'cpu':
-            # PyTorch synchronises batch norm on GPUs alone.
+            # PyTorch's SyncBN runs on GPUs only.
             model = revert_sync_batchnorm(model)
             self.cfg.sync_bn = None
             if model_wrapper_cfg is None:
@@ -101,72 +117,167 @@ class ToolRunner(RunnerMixin, Runner):
     def scale_lr(
         self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None
     ) -> None:
-        """Scale the learning rate by the images of an optimizer's step."""
-        super().scale_lr(optim_wrapper, self.count_accumulation(auto_scale_lr))
+        """Scale the learning rate by the images of an optimizer's step.
+
+        Args:
+            optim_wrapper: The optimizer wrapper, changed in place.
+            auto_scale_lr: Dict with ``enable`` and ``base_batch_size``.
+        """
+        super().scale_lr(
+            optim_wrapper, base_batch_per_iteration(self.cfg, auto_scale_lr)
+        )
 
 
 class ToolFlexibleRunner(RunnerMixin, FlexibleRunner):
-    """MMEngine's runner with a strategy, such as FSDP, in the same way."""
+    """MMEngine's runner with a strategy such as FSDP, for the tools."""
 
     def build_strategy(
-        self, strategy: Any = None, launcher: str = 'none', **kwargs: Any
+        self,
+        strategy: BaseStrategy | dict | None = None,
+        launcher: str = 'none',
+        **kwargs: Any,
     ) -> BaseStrategy:
-        """Build the strategy and quieten its logger.
+        """Build the strategy and limit what its logger shows.
+
+        Args:
+            strategy: A strategy or its config. Default: one process without
+                a launcher, data parallelism with one.
+            launcher: What started the processes.
+            **kwargs: The other arguments of ``FlexibleRunner``'s method.
 
         Raises:
-            ConfigError: If it needs GPUs that are not there.
+            ConfigError: If the strategy needs GPUs or several processes, and
+                there are none.
         """
-        kind = (strategy or {}).get('type', 'DDPStrategy')
-        if get_device() == 'cpu' and launcher != 'none':
-            if kind == 'DDPStrategy':
-                raise ConfigError(
-                    'DDPStrategy needs GPUs; without `runner_type` the '
-                    'config trains on several processes of the CPU too'
-                )
-        elif launcher == 'none' and 'FSDP' in str(kind):
-            raise ConfigError(
-                'FSDP is for several processes; start them with '
-                'tools/dist_train.sh'
+        if strategy is None:
+            single = launcher == 'none'
+            strategy = dict(
+                type='SingleDeviceStrategy' if single else 'DDPStrategy'
             )
+        if isinstance(strategy, dict):
+            _check_strategy(type_name(strategy), launcher)
+            scale = strategy.get(
+                'auto_scale_lr', self.cfg.get('auto_scale_lr')
+            )
+            strategy = {
+                **strategy,
+                'auto_scale_lr': base_batch_per_iteration(self.cfg, scale),
+            }
         built = super().build_strategy(strategy, launcher, **kwargs)
-        built._auto_scale_lr = self.count_accumulation(built._auto_scale_lr)
         show_progress(built.logger)
         return built
 
 
-RUNNER_TYPES = dict(Runner=ToolRunner, FlexibleRunner=ToolFlexibleRunner)
+def _check_strategy(name: str, launcher: str) -> None:
+    if launcher == 'none' and 'FSDP' in name:
+        raise ConfigError(
+            'FSDP needs several processes; start them with tools/dist_train.sh'
+        )
+    if launcher != 'none' and name == 'DDPStrategy' and get_device() == 'cpu':
+        raise ConfigError(
+            'DDPStrategy needs GPUs; leave runner_type out of the config to '
+            'train on several processes of the CPU'
+        )
 
 
-def build_runner(cfg: Config) -> Runner:
-    """The runner that a config asks for."""
+def limit_workers(dataloader: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a data loader, with at most one worker for each core.
+
+    The processes of this machine share its cores. Each has at least one
+    worker if the config asks for any. More workers would only take turns, and
+    PyTorch would warn of them. Without workers, ``persistent_workers``, which
+    PyTorch then refuses, is turned off.
+
+    Args:
+        dataloader: The config; not changed.
+    """
+    cfg = dict(dataloader)
+    wanted = cfg.get('num_workers', 0)
+    cores = distributed.num_cores()
+    processes = distributed.num_local_processes()
+    most = max(1, cores // processes)
+    if wanted > most:
+        cfg['num_workers'] = most
+        print_log(
+            f'num_workers={most} instead of {wanted}: cores of this machine: '
+            f'{cores}, processes: {processes}',
+            'current',
+        )
+    elif not wanted and cfg.get('persistent_workers'):
+        cfg['persistent_workers'] = False
+    return cfg
+
+
+def base_batch_per_iteration(
+    cfg: Config, auto_scale_lr: dict | None
+) -> dict | None:
+    """What MMEngine scales the learning rate by, with accumulation.
+
+    MMEngine multiplies the learning rate by the images of an iteration
+    divided by ``base_batch_size``. With accumulated gradients, a step of the
+    optimizer takes the images of several iterations.
+
+    Args:
+        cfg: The config.
+        auto_scale_lr: Dict with ``enable`` and ``base_batch_size``, the
+            images of a step that the learning rate was chosen for.
+
+    Returns:
+        The dict with ``base_batch_size`` divided by the iterations of a
+        step, which gives the factor of the whole step.
+    """
+    iterations = accumulation(cfg)
+    if iterations == 1 or not auto_scale_lr or not auto_scale_lr.get('enable'):
+        return auto_scale_lr
+    base = auto_scale_lr['base_batch_size']
+    print_log(
+        f'Gradients of {iterations} iterations are accumulated: the learning '
+        f'rate is for {base} images a step, which are '
+        f'{base / iterations:g} an iteration.',
+        'current',
+    )
+    return dict(auto_scale_lr, base_batch_size=base / iterations)
+
+
+RUNNER_TYPES: dict[str, type[ToolRunner] | type[ToolFlexibleRunner]] = dict(
+    Runner=ToolRunner, FlexibleRunner=ToolFlexibleRunner
+)
+
+
+def build_runner(cfg: Config) -> Runner | FlexibleRunner:
+    """The runner of a config.
+
+    Args:
+        cfg: The config; in a resumed run, it gets the seed of the checkpoint.
+
+    Raises:
+        ConfigError: If the options of a resumed run differ from those of the
+            run that it continues, or if FSDP and ``EMAHook`` are combined.
+    """
+    _add_scope(cfg)
     if cfg.get('resume'):
         resume_as_before(cfg)
-    kind = cfg.get('runner_type', 'Runner')
-    if kind not in RUNNER_TYPES:
+    name = cfg.get('runner_type', 'Runner')
+    if name not in RUNNER_TYPES:  # a class of the user's own
         return RUNNERS.build(cfg)
     hooks = cfg.get('custom_hooks') or []
     if 'FSDP' in type_name(cfg.get('strategy')) and 'EMAHook' in map(
         type_name, hooks
     ):
         raise ConfigError(
-            'FSDP does not go with EMAHook, which copies the model before it '
-            'is dealt out; leave the hook out with `--cfg-options '
-            "custom_hooks='[]'`"
+            'FSDP does not work with EMAHook, which copies the model: a '
+            'sharded model cannot be copied. Leave the hook out with '
+            "`--cfg-options custom_hooks='[]'`"
         )
-    runner = RUNNER_TYPES[kind].from_cfg(cfg)
+    runner = RUNNER_TYPES[name].from_cfg(cfg)
     print_log(f'log, config and checkpoints: {runner.log_dir}', 'current')
     return runner
 
 
-def train_with_amp(cfg: Config) -> None:
-    """Have the optimizer wrapper train in mixed precision.
-
-    Raises:
-        ConfigError: If its wrapper is one that cannot.
-    """
-    wrapper = cfg.optim_wrapper
-    kind = type_name(wrapper) or 'OptimWrapper'
-    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise ConfigError(f'--amp cannot replace the optimizer wrapper {kind}')
-    wrapper.type = 'AmpOptimWrapper'
-    wrapper.setdefault('loss_scale', 'dynamic')
+def _add_scope(cfg: Config) -> None:
+    """Have an older config find what is in our scope now."""
+    for key in ('strategy', 'custom_hooks'):
+        for name in NAMES_WITHOUT_SCOPE:
+            if cfg.get(key):
+                scoped = f'mmefficientmod.{name}'
+                cfg[key] = replace_everywhere(cfg[key], name, scoped)

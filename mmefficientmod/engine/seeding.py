@@ -1,38 +1,45 @@
-"""Random numbers that depend on the place in a training, not on its past.
+"""Random numbers that depend on the position in a training, not on its past.
 
-MMEngine seeds a run once. A run that is resumed starts that sequence anew: it
-augments its first images as it did those of iteration 0. Here each sample and
-each step is seeded by itself, from the seed of the run and its place in it. A
-resumed run then gives the losses of one that was never stopped, and the
-samples are the same whatever the number of workers or of processes that share
-a batch.
+MMEngine seeds a run once, at its start. A resumed run repeats that seed: it
+augments its first images as the images of iteration 0. Here each sample and
+each training step is seeded on its own, from the seed of the run and its
+position in the run. A resumed run then has the losses of a run that was never
+stopped, and a sample is the same for any number of workers and of processes.
+
+A data loader is built with two wrappers. The sampler's wrapper gives each
+index its position; the data set's wrapper reads the position, in the worker
+process, and seeds the random generators before it loads the sample. Both are
+named in the data loader's config, as MMEngine's own wrappers of data sets
+are, so that no object is changed after it was built. What the wrappers do not
+define is answered by the wrapped object.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
+from mmengine.registry import DATA_SAMPLERS, DATASETS
 from mmengine.runner import Runner
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
-# What is seeded, so that no two have the same numbers.
+from mmefficientmod.registry import HOOKS
+
+# First number of a key, so that no step shares its key with a sample.
 STEP, SAMPLE = range(2)
 
 
 def seed_by(*key: int) -> None:
-    """Seed Python's, NumPy's and PyTorch's generators.
+    """Seed the generators of Python, NumPy and PyTorch.
 
     Args:
-        key: What the numbers shall depend on; none of it is negative.
+        key: Numbers that the seed depends on, each 0 or more.
     """
     seeds = np.random.SeedSequence(key).generate_state(3)
     random.seed(int(seeds[0]))
@@ -42,73 +49,183 @@ def seed_by(*key: int) -> None:
 
 @HOOKS.register_module()
 class SeedStepHook(Hook):
-    """Seeds what is random in a training step, as drop path and mixup."""
+    """Seeds each training step: drop path, dropout, mixup.
+
+    ``custom_hooks = [dict(type='mmefficientmod.SeedStepHook')]``; the
+    runners of the tools register it themselves.
+    """
 
     priority = 'VERY_HIGH'
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
-        """Seed by the number of the iteration."""
+        """Seed by the process and the number of the iteration."""
         seed_by(runner.seed, STEP, runner.rank, runner.iter)
 
 
-def seed_samples(loader: DataLoader, seed: int) -> None:
-    """Have a data loader seed what is random in each sample.
+def seed_samples(dataloader: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The config of a data loader that seeds each of its samples.
 
     Args:
-        loader: Changed in place, with its sampler and data set. Do it before
-            anything is drawn from it.
+        dataloader: The config, as ``Runner.build_dataloader`` takes it.
+        seed: The seed of the run.
+
+    Returns:
+        A copy whose data set and sampler are wrapped.
+    """
+    dataset = dict(
+        type=SeededDataset, dataset=dataloader['dataset'], seed=seed
+    )
+    sampler = dict(
+        type=build_positioned_sampler, sampler=dataloader['sampler']
+    )
+    return {**dataloader, 'dataset': dataset, 'sampler': sampler}
+
+
+class PositionedIndex(int):
+    """The index of a sample that also knows its position in the training.
+
+    An ``int``, since batch samplers such as MMDetection's
+    ``AspectRatioBatchSampler`` look the sample up by it.
+
+    Args:
+        index: The index.
+        epoch: The epoch that the sampler is in, from 0.
+        position: How many indices all processes together took before it in
+            that epoch.
+    """
+
+    epoch: int
+    position: int
+
+    def __new__(
+        cls, index: int, epoch: int = 0, position: int = 0
+    ) -> PositionedIndex:
+        self = super().__new__(cls, index)
+        self.epoch = epoch
+        self.position = position
+        return self
+
+
+class PositionedSampler(Sampler):
+    """Yields the indices of a sampler, each with its position.
+
+    Indices that are no ``int`` are passed on as they are.
+
+    Args:
+        sampler: The sampler.
+    """
+
+    num_skipped = 0  # indices of this process that a stopped run has taken
+
+    def __init__(self, sampler: Any) -> None:
+        self.wrapped = sampler
+
+    def __len__(self) -> int:
+        return len(self.wrapped)
+
+    def __iter__(self) -> Iterator[Any]:
+        # Samplers share one order of indices among the processes: the first
+        # index to the first process, the second to the second, and so on.
+        rank, world_size = get_dist_info()
+        start = self.num_skipped * world_size + rank
+        for position, index in zip(
+            itertools.count(start, world_size), self.wrapped, strict=False
+        ):
+            if isinstance(index, int):
+                epoch = getattr(self.wrapped, 'epoch', 0)
+                index = PositionedIndex(index, epoch, position)
+            yield index
+
+    def __getattr__(self, name: str) -> Any:
+        # Such as `set_epoch` and `dataset`.
+        return _attribute_of_wrapped(self, name)
+
+
+class PositionedSkippingSampler(PositionedSampler):
+    """The same for a sampler that can skip indices, to resume a run.
+
+    A class of its own, since MMEngine's loop expects of each sampler with a
+    method ``skip`` that it can skip. OneDL's ``InfiniteSampler`` has it.
+    """
+
+    def skip(self, num_samples: int) -> None:
+        """Start after the indices that a stopped run has taken.
+
+        Args:
+            num_samples: Number of these indices in this process.
+        """
+        self.wrapped.skip(num_samples)
+        self.num_skipped = num_samples
+
+
+def build_positioned_sampler(
+    dataset: Any, seed: int | None, sampler: Any
+) -> Any:
+    """Build a sampler that gives each index its position in the training.
+
+    MMDetection's sampler of video frames is built as it is: its hooks and
+    batch samplers test for its class, and its indices are pairs.
+
+    Args:
+        dataset: The data set, in its wrapper or without one. The sampler
+            gets it without.
+        seed: The seed of the sampler, None for a random one.
+        sampler: Config of the sampler, or a sampler.
+    """
+    if isinstance(sampler, Mapping):
+        if isinstance(dataset, SeededDataset):
+            dataset = dataset.wrapped
+        sampler = DATA_SAMPLERS.build(
+            sampler, default_args=dict(dataset=dataset, seed=seed)
+        )
+    if type(sampler).__name__ == 'TrackImgSampler':
+        return sampler
+    if hasattr(sampler, 'skip'):
+        return PositionedSkippingSampler(sampler)
+    return PositionedSampler(sampler)
+
+
+class SeededDataset(Dataset):
+    """A data set whose samples depend on their position in the training.
+
+    All attributes but its own two are those of the wrapped data set, also
+    when they are set: hooks exchange the pipeline by
+    ``loader.dataset.pipeline = ...``.
+
+    Args:
+        dataset: Config of the data set, or a data set.
         seed: The seed of the run.
     """
-    sampler = getattr(loader.batch_sampler, 'sampler', None)
-    if sampler is None or hasattr(loader.dataset, '__getitems__'):
-        return
-    _count_draws(sampler)
-    # PyTorch asks a data set for a whole batch where it has this.
-    loader.dataset.__getitems__ = partial(_load, loader.dataset, seed)
 
+    wrapped: Any
+    run_seed: int
 
-class _Draw(int):
-    """The index of a sample, with what its random numbers depend on."""
+    def __init__(self, dataset: Any, seed: int) -> None:
+        if isinstance(dataset, Mapping):
+            dataset = DATASETS.build(dataset)
+        vars(self).update(wrapped=dataset, run_seed=seed)
 
-    key: tuple[int, ...]
+    def __len__(self) -> int:
+        return len(self.wrapped)
 
-
-def _count_draws(sampler: Sampler) -> None:
-    """Let a sampler say of each index how many came before it."""
-    kind = type(sampler)
-
-    class Counted(kind):
-        skipped = 0
-
-        def __iter__(self) -> Iterator[Any]:
-            # MMEngine's samplers deal a common order out, one to a rank.
-            rank, ranks = get_dist_info()
-            places = itertools.count(ranks * self.skipped + rank, ranks)
-            for place, index in zip(places, super().__iter__(), strict=False):
-                if isinstance(index, int):
-                    index = _Draw(index)
-                    index.key = (SAMPLE, getattr(self, 'epoch', 0), place)
-                yield index
-
-    if hasattr(kind, 'skip'):
-
-        def skip(self: Sampler, num_samples: int) -> None:
-            kind.skip(self, num_samples)
-            self.skipped = num_samples
-
-        Counted.skip = skip
-    Counted.__name__ = kind.__name__
-    # As it stays what it was, whoever asks for its class is answered.
-    sampler.__class__ = Counted
-
-
-def _load(dataset: Dataset, seed: int, indices: Sequence[Any]) -> list[Any]:
-    samples = []
-    for index in indices:
-        if isinstance(index, _Draw):
-            seed_by(seed, *index.key)
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, PositionedIndex):
+            seed_by(self.run_seed, SAMPLE, index.epoch, index.position)
             index = int(index)
-        samples.append(dataset[index])
-    return samples
+        return self.wrapped[index]
+
+    def __getattr__(self, name: str) -> Any:
+        return _attribute_of_wrapped(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.wrapped, name, value)
+
+
+def _attribute_of_wrapped(wrapper: Any, name: str) -> Any:
+    # An unpickled or copied wrapper is asked for special methods before it
+    # has what it wraps. The data set's `__getitems__` would bypass ours.
+    if name == 'wrapped' or name.startswith('__'):
+        raise AttributeError(name)
+    return getattr(wrapper.wrapped, name)
