@@ -40,7 +40,7 @@ WIDTH = 120
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.tool_parser(__doc__)
     parser.add_argument(
         'backbones',
         nargs='*',

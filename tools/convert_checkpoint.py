@@ -38,8 +38,8 @@ GROUP = re.compile(
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
+    parser = cli.tool_parser(
+        __doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('src', help='checkpoint to read')
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> Conversion:
 
 def show(result: Conversion, args: argparse.Namespace) -> None:
     """Print what became of each group of tensors, or of each tensor."""
-    rows: Counter[tuple[str, str | None]] = Counter()
+    rows: Counter[tuple[str | None, str | None]] = Counter()
     for old, new in result.names.items():
         old = old.removeprefix('module.')
         rows[(old, new) if args.verbose else (group(old), group(new))] += 1

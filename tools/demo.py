@@ -1,12 +1,11 @@
-"""The main job in small: train, evaluate and draw, on a generated miniature.
+"""Train, evaluate and draw predictions, on a small generated data set.
 
 Trains Semantic FPN with EfficientMod-s from random weights on drawn scenes in
-ADE20K's layout, and ends with the mIoU and a picture.
+the layout of ADE20K, and prints the mIoU and the path of a picture.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +23,7 @@ CONFIG = 'mmefficientmod::seg/fpn_efficientmod_s_ade20k.py'
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.tool_parser(__doc__)
     parser.add_argument('--config', default=CONFIG)
     parser.add_argument('--work-dir', default='work_dirs/demo')
     args = parser.parse_args(argv)
@@ -46,9 +45,9 @@ def draw(config: str, checkpoint: str, picture: Path, rows: int = 4) -> None:
 
     Args:
         config: The config that was trained with ``--mini``.
-        checkpoint: What came out.
+        checkpoint: The trained checkpoint.
         picture: PNG file to write.
-        rows: Number of validation images.
+        rows: Number of validation images. Default: 4.
     """
     from mmseg.registry import DATASETS
 
@@ -57,6 +56,8 @@ def draw(config: str, checkpoint: str, picture: Path, rows: int = 4) -> None:
     inferencer = build_inferencer(cfg, checkpoint)
     inferencer.show_progress = False
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    # Black is for pixels without a label, 255.
+    black = len(dataset.metainfo['palette'])
     palette = np.array([*dataset.metainfo['palette'], (0, 0, 0)], np.uint8)
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
@@ -71,16 +72,13 @@ def draw(config: str, checkpoint: str, picture: Path, rows: int = 4) -> None:
         result = inferencer(path, return_datasamples=True)
         predicted = result.pred_sem_seg.data[0].cpu().numpy()
         seen |= {*np.unique(truth), *np.unique(predicted)} - {255}
-        for axis, picture_of in zip(
-            row,
-            (
-                plt.imread(path),
-                palette[np.where(truth == 255, 150, truth)],
-                palette[predicted],
-            ),
-            strict=True,
-        ):
-            axis.imshow(picture_of)
+        panels = (
+            plt.imread(path),
+            palette[np.where(truth == 255, black, truth)],
+            palette[predicted],
+        )
+        for axis, panel in zip(row, panels, strict=True):
+            axis.imshow(panel)
             axis.axis('off')
     titles = ('image', 'ground truth', 'prediction')
     for axis, title in zip(axes[0], titles, strict=True):

@@ -78,7 +78,10 @@ def show(result: Complexity, config: str) -> None:
     for column in table.columns[1:]:
         column.justify = 'right'
     rows = [('whole model', result.params, result.flops)]
-    if result.backbone_flops is not None:
+    if (
+        result.backbone_params is not None
+        and result.backbone_flops is not None
+    ):
         rows.append(
             ('backbone', result.backbone_params, result.backbone_flops)
         )

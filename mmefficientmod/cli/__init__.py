@@ -6,8 +6,10 @@ from mmefficientmod.cli.arguments import (
     config_arguments,
     load_chosen_config,
     load_run_config,
+    tool_parser,
 )
-from mmefficientmod.cli.main import remove_if_failed, run, user_message
+from mmefficientmod.cli.errors import user_message
+from mmefficientmod.cli.main import remove_if_failed, run
 
 __all__ = [
     'add_run_arguments',
@@ -17,5 +19,6 @@ __all__ = [
     'load_run_config',
     'remove_if_failed',
     'run',
+    'tool_parser',
     'user_message',
 ]

@@ -1,10 +1,11 @@
-"""The arguments of the tools, and the config that they ask for."""
+"""The arguments of the tools, and the config that they name."""
 
 from __future__ import annotations
 
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
@@ -18,14 +19,36 @@ from mmefficientmod.engine import distributed
 from mmefficientmod.swap.backbone import swap_backbone
 from mmefficientmod.swap.names import BACKBONES, backbone_name
 
+# Arguments that every tool takes.
+COMMON = argparse.ArgumentParser(add_help=False)
+COMMON.add_argument(
+    '--traceback',
+    action='store_true',
+    help='show the traceback of every error',
+)
 
-def config_arguments(description: str) -> argparse.ArgumentParser:
-    """A parser with what every tool takes.
+
+def tool_parser(
+    description: str | None, **kwargs: Any
+) -> argparse.ArgumentParser:
+    """A parser with the arguments that every tool takes.
 
     Args:
-        description: First line of the help.
+        description: Text above the arguments in the help.
+        **kwargs: Further arguments of ``argparse.ArgumentParser``.
     """
-    parser = argparse.ArgumentParser(description=description)
+    return argparse.ArgumentParser(
+        description=description, parents=[COMMON], **kwargs
+    )
+
+
+def config_arguments(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the arguments of every tool that reads a config.
+
+    Args:
+        description: Text above the arguments in the help.
+    """
+    parser = tool_parser(description)
     parser.add_argument(
         'config',
         help='a path, or a config of an installed package such as '
@@ -34,8 +57,8 @@ def config_arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         '--backbone',
         metavar='NAME',
-        help=f'put this backbone in: {", ".join(BACKBONES)}, or the dict of '
-        'another registered one',
+        help='replace the backbone by this one: '
+        f'{", ".join(BACKBONES)}, or the dict of a registered one',
     )
     parser.add_argument(
         '--cfg-options',
@@ -50,11 +73,16 @@ def config_arguments(description: str) -> argparse.ArgumentParser:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what training and testing take."""
+    """Add the arguments of training and testing.
+
+    Args:
+        parser: The parser.
+    """
     parser.add_argument(
-        '--work-dir', help='folder for logs and checkpoints '
-        '(default: work_dirs/NAME OF THE CONFIG)'
-    )  # fmt: skip
+        '--work-dir',
+        help='folder for logs and checkpoints '
+        '(default: work_dirs/NAME_OF_CONFIG)',
+    )
     parser.add_argument(
         '--mini',
         action='store_true',
@@ -70,7 +98,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default='none',
         help='what started the processes of a distributed run',
     )
-    # torch.distributed.launch passes it; torchrun sets the variable.
+    # torch.distributed.launch passes it; torchrun sets a variable instead.
     parser.add_argument(
         '--local-rank', '--local_rank', type=int, default=0,
         help=argparse.SUPPRESS,
@@ -78,14 +106,18 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_chosen_config(args: argparse.Namespace) -> Config:
-    """The config that is named, with the backbone that is asked for.
+    """The config that is named, with the backbone that is named.
 
-    Its toolbox is imported. The options of the command line are not in it
-    yet: they are meant for the new backbone.
+    Imports the toolbox of the config. ``--cfg-options`` are not applied yet,
+    since they may set options of the new backbone.
+
+    Args:
+        args: Arguments of :func:`config_arguments`, and ``pretrained`` if
+            the tool has it.
 
     Raises:
-        ConfigError: If the config does not exist or the backbone does not
-            go into it.
+        ConfigError: If the config does not exist, or the backbone does not
+            fit into it.
     """
     cfg = load_config(args.config)
     import_toolbox(cfg.get('default_scope') or 'mmengine')
@@ -96,10 +128,17 @@ def load_chosen_config(args: argparse.Namespace) -> Config:
 
 
 def load_run_config(args: argparse.Namespace) -> Config:
-    """The config that the arguments of a run ask for.
+    """The config of a training or a test, with all options applied.
+
+    Also joins the process group of a distributed run.
+
+    Args:
+        args: Arguments of :func:`config_arguments` and
+            :func:`add_run_arguments`.
 
     Raises:
-        ConfigError: If it does not exist or an option does not fit.
+        ConfigError: If the config does not exist, an option does not fit it,
+            or ``--amp`` or ``--launcher`` need a GPU that is not there.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     distributed.start(args.launcher)
@@ -117,10 +156,11 @@ def load_run_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = f'work_dirs/{name}{"_mini" * args.mini}'
     if args.amp and not torch.cuda.is_available():
         raise ConfigError(
-            '--amp needs a GPU: MMEngine has no mixed precision on a CPU'
+            '--amp needs a GPU: MMEngine has no mixed precision on CPUs'
         )
     if cfg.get('visualizer'):
-        # A fixed name is one object for all runs of a process.
+        # Visualizers of the same name are one object in a process, which
+        # would write the second run into the folder of the first.
         cfg.visualizer.pop('name', None)
     if cfg.get('default_scope') == 'mmpretrain':
         _collate_like_mmpretrain(cfg)
@@ -128,7 +168,7 @@ def load_run_config(args: argparse.Namespace) -> Config:
 
 
 def _collate_like_mmpretrain(cfg: Config) -> None:
-    """Stack samples, as MMPretrain's own train script does."""
+    """Set the defaults of the loaders that MMPretrain's train script sets."""
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         if cfg.get(name):
             cfg[name] = ConfigDict(
@@ -139,7 +179,10 @@ def _collate_like_mmpretrain(cfg: Config) -> None:
 
 
 def check_exists(checkpoint: str) -> None:
-    """Refuse a checkpoint that is neither a file nor a URL.
+    """Raise if a checkpoint is neither a file nor a URL.
+
+    Args:
+        checkpoint: Its path or URL.
 
     Raises:
         ConfigError: If it is neither.

@@ -1,8 +1,8 @@
-"""Does a teacher help? Top-1 on the miniature with one and without, by seed.
+"""Compare training with and without a teacher, on the ImageNet miniature.
 
-EfficientMod-s is trained first, then EfficientMod-xxs for each seed by the
-plain config and by the distilled one, both with the same seed. Finished runs
-are kept, so that seeds may be added one by one.
+First trains the teacher, EfficientMod-s. Then trains EfficientMod-xxs twice
+for each seed, with the plain config and with the distilled one, and prints the
+top-1 accuracies. Finished runs are kept, so that more seeds can be added.
 
     python tools/dev/distill.py --seeds 0 1 2
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 
 TRAIN = Path(__file__).parents[1] / 'train.py'
 CONFIG = 'mmefficientmod::cls/efficientmod_{}_in1k.py'
-KINDS = dict(alone='xxs', taught='xxs_distill')
+VARIANTS = dict(plain='xxs', distilled='xxs_distill')
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,20 +34,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     teacher = root / 'teacher'
     curves = {'teacher': train('s', teacher, args.every)}
     for seed in args.seeds:
-        for kind, config in KINDS.items():
+        for variant, config in VARIANTS.items():
             options = [f'randomness.seed={seed}']
-            if kind == 'taught':
+            if variant == 'distilled':
                 weights = (teacher / 'last_checkpoint').read_text()
                 options += [
                     f'model.teacher.model={CONFIG.format("s")}',
                     f'model.teacher.checkpoint={weights}',
                 ]
-            name = f'{kind}, seed {seed}'
-            folder = root / f'{kind}_{seed}'
+            name = f'{variant}, seed {seed}'
+            folder = root / f'{variant}_{seed}'
             curves[name] = train(config, folder, args.every, options)
-    for kind in KINDS:
-        runs = [c for name, c in curves.items() if name.startswith(kind)]
-        curves[f'{kind}, mean'] = {
+    for variant in VARIANTS:
+        runs = [c for name, c in curves.items() if name.startswith(variant)]
+        curves[f'{variant}, mean'] = {
             epoch: statistics.mean(run[epoch] for run in runs)
             for epoch in runs[0]
         }
@@ -57,24 +57,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train(
     config: str, folder: Path, every: int, options: Sequence[str] = ()
 ) -> dict[int, float]:
-    """Train on the miniature, unless it is done.
+    """Train on the miniature, unless the folder holds a finished run.
 
     Args:
-        config: Name of the config, without what all have.
+        config: The part of the config's name that differs, such as ``'s'``.
         folder: The work dir.
         every: Epochs between evaluations.
-        options: For ``--cfg-options``.
+        options: Further ``--cfg-options``.
 
     Returns:
-        Top-1 of the averaged weights in per cent, by epoch.
+        Top-1 accuracy of the averaged weights in per cent, by epoch.
     """
     if not (folder / 'last_checkpoint').is_file():
-        subprocess.run(
-            [sys.executable, TRAIN, CONFIG.format(config), '--mini']
-            + ['--work-dir', folder, '--cfg-options', *options]
-            + [f'train_cfg.val_interval={every}'],
-            check=True,
-        )
+        argv = [CONFIG.format(config), '--mini', '--work-dir', str(folder)]
+        argv += ['--cfg-options', *options]
+        argv += [f'train_cfg.val_interval={every}']
+        subprocess.run([sys.executable, TRAIN, *argv], check=True)
     lines = [
         json.loads(line)
         for path in folder.glob('*/vis_data/scalars.json')
@@ -88,7 +86,11 @@ def train(
 
 
 def table(curves: dict[str, dict[int, float]]) -> str:
-    """A row for each run, a column for each epoch, in Markdown."""
+    """A Markdown table with a row for each run and a column for each epoch.
+
+    Args:
+        curves: Top-1 accuracy by epoch, for each run.
+    """
     epochs = list(next(iter(curves.values())))
     rows = [
         ['top-1 after epoch', *map(str, epochs)],
