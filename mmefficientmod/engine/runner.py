@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader
 
 from mmefficientmod.config.nodes import (
     ConfigError,
-    type_name,
     replace_everywhere,
+    type_name,
 )
 from mmefficientmod.config.schedule import accumulation
 from mmefficientmod.datasets import name_file_on_error
