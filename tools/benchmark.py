@@ -1,14 +1,16 @@
-"""Measure speed and memory of models side by side, in one run.
+"""Measure time and memory of models side by side, in one run.
 
 A model is a name, a pattern of names such as 'repvit_*', timm:NAME,
 official:PATH:NAME (the authors' file and a variant), FILE.py:CLASS, the dict
 of a registered backbone, or a config.
-Models take turns round by round; what fails is a row with the reason.
+The models take turns, round by round. A model that fails gets a row with the
+error, and the others go on.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import logging
 import sys
@@ -21,10 +23,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mmefficientmod import cli
-from mmefficientmod.benchmark.cases import DTYPES, MODES, BenchmarkCase
-from mmefficientmod.benchmark.measure import Settings, measure_case
+from mmefficientmod.benchmark.cases import (
+    DTYPES,
+    MODES,
+    BenchmarkCase,
+    Settings,
+)
+from mmefficientmod.benchmark.measure import measure_case
 from mmefficientmod.benchmark.model_specs import (
-    WITHIN,
+    HOSTS,
     ModelSpec,
     expand,
     find_model_specs,
@@ -32,11 +39,18 @@ from mmefficientmod.benchmark.model_specs import (
 from mmefficientmod.benchmark.report import write
 from mmefficientmod.benchmark.results import Result, Results
 from mmefficientmod.benchmark.tables import (
+    PRIORITY,
     attention_crossover,
     describe,
     failures,
-    rounds_of,
-    table,
+    heading,
+    result_values,
+    table_columns,
+)
+from mmefficientmod.benchmark.terminal import (
+    print_line,
+    print_prose,
+    print_table,
 )
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError
@@ -44,10 +58,8 @@ from mmefficientmod.config.toolbox import input_size
 from mmefficientmod.environment import machine
 from mmefficientmod.swap.names import BACKBONES
 
-# Outputs that should be equal may differ by this much, in fp32.
+# Largest relative difference in fp32 of outputs that should be equal.
 TOLERANCE = 1e-5
-# In columns, where the output is no terminal.
-WIDTH = 140
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -56,13 +68,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'models',
         nargs='+',
         metavar='MODEL',
-        help=f'{", ".join(BACKBONES)}, or as said above',
+        help=f'{", ".join(BACKBONES)}, or another model, see above',
     )
     parser.add_argument(
         '--within',
         metavar='CONFIG',
-        help='measure the whole model of this config with each backbone in: '
-        f'{", ".join(WITHIN)}, a path, or a stock config such as '
+        help='swap each backbone into this config, and measure the whole '
+        f'model: {", ".join(HOSTS)}, a path, or a stock config such as '
         'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
     )
     parser.add_argument(
@@ -70,23 +82,27 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs='+',
         choices=MODES,
         default=['infer'],
-        help='infer is a forward pass, train forward and backward, compile '
-        'and compile-train the same by torch.compile (default: infer)',
+        help='infer: forward pass; train: forward and backward pass; compile '
+        'and compile-train: the same, compiled by torch.compile; onnxruntime: '
+        'forward pass of the exported model (default: infer)',
     )
     parser.add_argument(
         '--inputs',
         nargs='+',
         metavar='BATCHxSIDE',
-        help='or BATCHxHEIGHTxWIDTH (default: 1x224; 2x512 within fpn, '
-        '1x800x1333 within mask_rcnn)',
+        help='number and size of the images; BATCHxHEIGHTxWIDTH if they are '
+        'not square (default: 1x224; 2x512 within fpn, 1x800x1333 within '
+        'mask_rcnn, the size of its config for another whole model)',
     )
-    parser.add_argument('--device', default='cpu', help='cpu (default), cuda')
+    parser.add_argument(
+        '--device', default='cpu', help='cpu (default) or cuda'
+    )
     parser.add_argument(
         '--dtype',
         nargs='+',
         choices=DTYPES,
         default=['fp32'],
-        help='other than fp32 (default) means autocast',
+        help='data type; bf16 and fp16 run under autocast (default: fp32)',
     )
     parser.add_argument(
         '--threads',
@@ -94,51 +110,71 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=int,
         default=[torch.get_num_threads()],
         metavar='N',
-        help='of the CPU (default: %(default)s)',
+        help='CPU threads for one operator (default: %(default)s)',
     )
     parser.add_argument(
         '--rounds',
         type=int,
         default=9,
         metavar='N',
-        help='how often each model has its turn (default: 9)',
+        help='how often each model is timed (default: 9)',
     )
     parser.add_argument(
         '--baseline',
         nargs='+',
         metavar='MODEL',
-        help='what ratios and differences refer to: of several, to that '
-        'with the same weights, or else the first (default: the first model)',
+        help='the models that the others are compared with; of several, the '
+        'one with the same weights counts, or else the first (default: the '
+        'first model)',
     )
     parser.add_argument(
         '--deploy',
         action='store_true',
-        help='have the models that can (switch_to_deploy) fold what can be '
-        'folded for inference',
+        help='fold models for inference, if they have switch_to_deploy()',
     )
     parser.add_argument(
         '--breakdown',
         action='store_true',
-        help='time the kinds of parts of EfficientMod, too, in infer',
+        help='in infer, also time each kind of block of EfficientMod',
     )
     parser.add_argument(
         '--out',
         metavar='DIR',
-        help='write JSON, CSV, Markdown and pictures there; a finished case '
-        'that is there already is not measured again',
+        help='write all columns as JSON, CSV and Markdown, and figures; '
+        'finished cases in this folder are not measured again',
     )
     parser.add_argument(
         '--fresh',
         action='store_true',
-        help='measure all anew and forget what --out has',
+        help='ignore and replace the results that --out has',
     )
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> list[Result]:
     args = parse_args(argv)
-    # Both say of each backbone what they did with it.
-    MMLogger.get_current_instance().setLevel(logging.WARNING)
+    with _warnings_only(MMLogger.get_current_instance()):
+        return run(args)
+
+
+@contextlib.contextmanager
+def _warnings_only(logger: MMLogger) -> Iterator[None]:
+    """Drop messages such as what a swap does, once for each model."""
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def run(args: argparse.Namespace) -> list[Result]:
+    """Measure what the arguments say, and show it.
+
+    Raises:
+        ConfigError: If an argument is wrong.
+        SystemExit: If outputs that should be equal are not.
+    """
     cases = [
         BenchmarkCase(mode, *size, dtype, threads)
         for size, mode, dtype, threads in itertools.product(
@@ -150,69 +186,90 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     ]
     if min(args.rounds, *args.threads) < 1:
         raise ConfigError('--rounds and --threads start at 1')
-    candidates = find_model_specs(args.models, args.within)
+    specs = find_model_specs(args.models, args.within)
     settings = Settings(
         device=find_device(args.device),
         rounds=args.rounds,
-        baselines=find_baselines(args, candidates),
+        baselines=find_baselines(args, specs),
         deploy=args.deploy,
         breakdown=args.breakdown,
     )
     folder = Path(args.out) if args.out else None
     results = Results(folder, args.fresh, machine(settings.device))
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    console.print(describe(results.machine), highlight=False)
+    console = Console()
+    print_prose(console, describe(results.machine))
     shown: list[Result] = []
     stopped = False
     try:
         for result in measure(
-            candidates, cases, settings, args.within, results, console
+            specs, cases, settings, args.within, results, console
         ):
             shown.append(result)
-            console.print(table(result))
-            for text in failures(result):
-                console.print(text, highlight=False, markup=False)
+            show(result, console, folder)
     except KeyboardInterrupt:
         stopped = True
-    for text in attention_crossover(shown):
-        console.print(text, highlight=False, markup=False)
+    for sentence in attention_crossover(shown):
+        print_prose(console, sentence)
     if folder and results.results:
         for path in write(results, folder):
-            console.print(f'written: {path}', highlight=False, markup=False)
+            print_line(console, f'written: {path}')
     if stopped:
         raise KeyboardInterrupt
     check(shown)
     return shown
 
 
+def show(result: Result, console: Console, folder: Path | None) -> None:
+    """Print the table of a result, and what failed."""
+    print_prose(console, f'\n{heading(result)}\n')
+    elsewhere = (
+        f'all are in {folder / "results.md"}'
+        if folder
+        else '--out DIR writes all'
+    )
+    print_table(
+        console,
+        table_columns(result),
+        result_values(result),
+        PRIORITY,
+        elsewhere,
+    )
+    for line in failures(result):
+        print_line(console, line)
+
+
 def measure(
-    candidates: Sequence[ModelSpec],
+    specs: Sequence[ModelSpec],
     cases: Sequence[BenchmarkCase],
     settings: Settings,
     within: str | None,
     results: Results,
     console: Console,
 ) -> Iterator[Result]:
-    """Measure case by case, or take what is finished, and show progress."""
-    steps = len(candidates) * (1 + settings.rounds)
+    """Measure each case that is not finished already, and show progress.
+
+    Raises:
+        KeyboardInterrupt: After the rounds that Ctrl-C left of a case.
+    """
+    steps = len(specs) * (1 + settings.rounds)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task('', total=len(cases) * steps)
         for number, case in enumerate(cases):
-            planned = Result.planned(candidates, case, settings, within)
-            kept = results.find(planned)
-            if kept is not None:
+            planned = Result.planned(specs, case, settings, within)
+            finished = results.find(planned)
+            if finished is not None:
                 progress.update(task, completed=(number + 1) * steps)
-                yield kept
+                yield finished
                 continue
 
             def advance(name: str, case: BenchmarkCase = case) -> None:
                 progress.update(task, advance=1, description=f'{case}: {name}')
 
             planned.rows, planned.finished = measure_case(
-                candidates, case, settings, advance
+                specs, case, settings, advance
             )
             progress.update(task, completed=(number + 1) * steps)
-            if planned.finished or rounds_of(planned):
+            if planned.finished or planned.rounds_run:
                 results.add(planned)
                 yield planned
             if not planned.finished:
@@ -222,13 +279,22 @@ def measure(
 def parse_inputs(
     inputs: Sequence[str] | None, within: str | None
 ) -> list[tuple[int, int, int]]:
-    """Batches, heights and widths."""
+    """Batch, height and width of each input.
+
+    Args:
+        inputs: Such as ``2x512`` or ``1x800x1333``; None for the default of
+            the whole model.
+        within: The whole model; None for backbones alone.
+
+    Raises:
+        ConfigError: If an input is written in another way.
+    """
     if inputs is None:
-        if within in WITHIN:
-            return [WITHIN[within][1]]
-        return [
-            (1, *(input_size(load_config(within)) if within else (224, 224)))
-        ]
+        if within is None:
+            return [(1, 224, 224)]
+        if within in HOSTS:
+            return [HOSTS[within].input_size]
+        return [(1, *input_size(load_config(within)))]
     sizes = []
     for text in inputs:
         numbers = [int(x) if x.isdecimal() else 0 for x in text.split('x')]
@@ -242,41 +308,50 @@ def parse_inputs(
 
 
 def find_device(name: str) -> torch.device:
-    """The device, which must be there."""
+    """The device of a name.
+
+    Raises:
+        ConfigError: If it is neither the CPU nor a GPU that can be used.
+    """
     try:
-        device = torch.device(name)
+        kind = torch.device(name).type
     except RuntimeError:
-        device = None
-    if device is None or device.type not in ('cpu', 'cuda'):
+        kind = 'unknown'
+    if kind not in ('cpu', 'cuda'):
         raise ConfigError(f'--device {name} is neither cpu nor cuda')
-    if device.type == 'cuda' and not torch.cuda.is_available():
+    if kind == 'cuda' and not torch.cuda.is_available():
         raise ConfigError(
             f'--device {name}: there is no GPU that this PyTorch can use'
         )
-    return device
+    return torch.device(name)
 
 
 def find_baselines(
-    args: argparse.Namespace, candidates: Sequence[ModelSpec]
+    args: argparse.Namespace, specs: Sequence[ModelSpec]
 ) -> list[str]:
-    """Names of the models that others are compared with."""
+    """Names of the models that the others are compared with.
+
+    Raises:
+        ConfigError: If ``--baseline`` names none of the models.
+    """
     if args.baseline is None:
-        return [candidates[0].name]
-    names = {candidate.name: candidate.name for candidate in candidates}
+        return [specs[0].name]
+    # --baseline takes a model as it was given, or its name in the tables.
+    names = {spec.name: spec.name for spec in specs}
     given = [name for model in args.models for name in expand(model)]
-    for name, candidate in zip(given, candidates, strict=True):
-        names[name] = candidate.name
+    for name, spec in zip(given, specs, strict=True):
+        names[name] = spec.name
     for name in args.baseline:
         if name not in names:
             raise ConfigError(
                 f'--baseline {name} is none of the models, which are '
-                f'{", ".join(candidate.name for candidate in candidates)}'
+                f'{", ".join(spec.name for spec in specs)}'
             )
     return [names[name] for name in args.baseline]
 
 
 def check(results: Sequence[Result]) -> None:
-    """Fail where outputs that should be equal are not, in fp32."""
+    """Exit with a message if fp32 outputs that should be equal are not."""
     wrong = [
         f'{row.model} differs from {row.compared_with} by '
         f'{row.difference:.1e} of the largest value ({result.title})'
@@ -284,7 +359,7 @@ def check(results: Sequence[Result]) -> None:
         for row in result.rows
         if result.case.dtype == 'fp32'
         and row.difference is not None
-        and not row.difference <= TOLERANCE  # so that NaN is wrong, too
+        and not row.difference <= TOLERANCE  # also true of NaN
     ]
     if wrong:
         sys.exit('\n'.join(wrong))

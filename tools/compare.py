@@ -1,14 +1,13 @@
-"""Train Semantic FPN with each backbone in the same way, and compare.
+"""Train Semantic FPN with each backbone by the same recipe, and compare.
 
-From random weights, on a generated miniature or on a data set in ADE20K's
-layout. Each run has a process of its own; what fails is a row with the reason,
-and the same command goes on where it was stopped.
+Trains from random weights, on a generated miniature or on a data set in
+ADE20K's layout. Each run is a process of its own. A model that fails gets a
+row with the error. The same command goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +18,12 @@ from rich.progress import Progress
 
 from mmefficientmod import cli
 from mmefficientmod.benchmark.model_specs import find_model_specs
-from mmefficientmod.benchmark.tables import describe, rich_table
+from mmefficientmod.benchmark.tables import describe
+from mmefficientmod.benchmark.terminal import (
+    print_line,
+    print_prose,
+    print_table,
+)
 from mmefficientmod.benchmark.training import report as training_report
 from mmefficientmod.benchmark.training import runs as training
 from mmefficientmod.benchmark.training.runs import Recipe, Run
@@ -27,7 +31,7 @@ from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.environment import machine
 from mmefficientmod.swap.names import BACKBONES, resolve_backbone
 
-# Ours, and one size of each other family, about as large as our s.
+# Ours, and of each other family the size that is closest to our s.
 DEFAULT = (
     'efficientmod_xxs', 'efficientmod_xs', 'efficientmod_s',
     'efficientmod_s_conv', 'mbconv_s', 'edgevit_s', 'efficientformer_l1',
@@ -35,8 +39,6 @@ DEFAULT = (
     'mobilenetv2_140', 'mobilevit_s', 'mobilevitv2_100', 'poolformer_s12',
     'pvt_v2_b1', 'repvit_m1_1', 'resnet18', 'van_small',
 )  # fmt: skip
-# In columns, where the output is no terminal.
-WIDTH = 120
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -46,7 +48,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs='*',
         default=DEFAULT,
         metavar='BACKBONE',
-        help=f'{", ".join(BACKBONES)}, or the dict of another registered one '
+        help=f'{", ".join(BACKBONES)}, or the dict of another backbone '
         f'(default: {", ".join(DEFAULT)})',
     )
     parser.add_argument(
@@ -57,14 +59,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "ADE20K's layout",
     )
     parser.add_argument(
-        '--seeds', nargs='+', type=int, default=[0, 1, 2], metavar='SEED'
+        '--seeds',
+        nargs='+',
+        type=int,
+        default=[0, 1, 2],
+        metavar='SEED',
+        help='each backbone is trained once with each seed (default: 0 1 2)',
     )
     parser.add_argument(
         '--iters',
         type=int,
         default=60,
         metavar='N',
-        help='of each training (default: %(default)s)',
+        help='iterations of each training (default: %(default)s)',
     )
     parser.add_argument(
         '--crop',
@@ -78,14 +85,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=int,
         default=torch.get_num_threads(),
         metavar='N',
-        help='of the CPU (default: %(default)s)',
+        help='CPU threads for one operator (default: %(default)s)',
     )
     parser.add_argument(
         '--out',
         default='work_dirs/compare',
         metavar='DIR',
-        help='for the runs, JSON, CSV, Markdown and a picture; a finished '
-        'run that is there is not made again (default: %(default)s)',
+        help='folder of the runs, of the table as JSON, CSV and Markdown, and '
+        'of a figure; finished runs in it are not repeated (default: '
+        '%(default)s)',
     )
     return parser.parse_args(argv)
 
@@ -97,45 +105,48 @@ def main(argv: Sequence[str] | None = None) -> list[Run]:
     if min(args.seeds) < 0 or len({*args.seeds}) < len(args.seeds):
         raise ConfigError('--seeds start at 0, and none is given twice')
     for backbone in args.backbones:
-        resolve_backbone(backbone)  # a file's class is no --backbone
+        resolve_backbone(backbone)  # refuses what tools/train.py would
     recipe = Recipe(args.on, args.iters, args.crop, args.threads)
     device = torch.device(get_device())
     facts = machine(device)
-    candidates = find_model_specs(args.backbones, training.CONFIG)
-    planned = training.plan(candidates, args.seeds, recipe, facts)
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    console.print(describe(facts), highlight=False)
+    specs = find_model_specs(args.backbones, training.CONFIG)
+    planned = training.plan(specs, args.seeds, recipe, facts)
+    console = Console()
+    print_prose(console, describe(facts))
+    out = Path(args.out)
     runs: list[Run] = []
     try:
-        make(planned, Path(args.out), console, runs)
+        train_all(planned, out, console, runs)
     finally:
         if runs:
             text = training_report.caption(recipe, device.type == 'cuda')
-            console.print(rich_table('', training_report.run_cells(runs)))
-            for line in (
-                text,
-                *training_report.failures(runs),
-                *(
-                    f'written: {path}'
-                    for path in training_report.write(
-                        runs, text, facts, Path(args.out)
-                    )
-                ),
-            ):
-                console.print(line, highlight=False, markup=False)
+            console.print()
+            print_table(
+                console,
+                training_report.TABLE_COLUMNS,
+                training_report.model_values(runs),
+                training_report.PRIORITY,
+                f'all are in {out / "results.md"}',
+            )
+            print_prose(console, text)
+            for line in training_report.failures(runs):
+                print_line(console, line)
+            for path in training_report.write(runs, text, facts, out):
+                print_line(console, f'written: {path}')
     return runs
 
 
-def make(
+def train_all(
     planned: Sequence[Run], out: Path, console: Console, runs: list[Run]
 ) -> None:
-    """Make run after run, or take what is finished, and show progress.
+    """Make each run that is not finished already, and show progress.
 
     Args:
-        planned: What to make.
-        out: Where to.
-        console: Where to show it.
-        runs: Gets them, one by one.
+        planned: The runs to make.
+        out: Folder of all runs.
+        console: Shows the progress.
+        runs: Gets the runs, one by one, so that those before Ctrl-C are
+            known.
     """
     script = Path(__file__).with_name('train.py')
     with Progress(console=console, transient=True) as progress:
@@ -143,9 +154,9 @@ def make(
         for number, run in enumerate(planned):
             title = f'{run.model}, seed {run.seed}'
             progress.update(task, completed=number, description=title)
-            kept = training.find(run, out)
-            if kept is not None:
-                runs.append(kept)
+            finished = training.find(run, out)
+            if finished is not None:
+                runs.append(finished)
                 continue
 
             def advance(share: float, number: int = number) -> None:
@@ -153,11 +164,7 @@ def make(
 
             training.train(run, out, script, advance)
             runs.append(run)
-            console.print(
-                f'{title}: {training_report.outcome(run)}',
-                highlight=False,
-                markup=False,
-            )
+            print_line(console, f'{title}: {training_report.outcome(run)}')
 
 
 if __name__ == '__main__':

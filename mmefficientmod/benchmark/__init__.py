@@ -1,8 +1,11 @@
-"""Speed and memory of models, side by side: see ``tools/benchmark.py``.
+"""Time and memory of models side by side: see ``tools/benchmark.py``.
 
-A model is named (``model_specs.py``, ``official.py``), a case says at which
-size and in which mode it runs (``cases.py``, ``inputs.py``), ``workloads.py``
-prepares the run, ``measure.py`` measures it, ``results.py`` keeps the figures,
-and ``tables.py``, ``figures.py`` and ``report.py`` show them. ``training/``
-trains models side by side: see ``tools/compare.py``.
+``model_specs.py`` and ``official.py`` find the models that a command line
+names. ``cases.py`` and ``inputs.py`` say what they run on, ``workloads.py``
+prepares what is run, ``measure.py`` and ``breakdown.py`` measure it, and
+``results.py`` keeps what was measured. ``tables.py``, ``terminal.py``,
+``figures.py`` and ``report.py`` show it, beside the accuracies of
+``published.py``.
+
+``training/`` trains models side by side: see ``tools/compare.py``.
 """

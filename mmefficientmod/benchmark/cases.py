@@ -1,8 +1,9 @@
-"""What models are compared at: mode, input size, precision and threads."""
+"""A benchmark case: mode, input size, precision and number of threads."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,15 +14,16 @@ DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
 @dataclass(frozen=True)
 class BenchmarkCase:
-    """What models are compared at.
+    """What each model of a comparison runs.
 
     Attributes:
         mode: One of :data:`MODES`.
-        batch: Images at once.
-        height: Of an image, in pixels.
-        width: Of an image, in pixels.
-        dtype: A key of :data:`DTYPES`; other than fp32 means autocast.
-        threads: Of the CPU, for one operator.
+        batch: Images in a batch.
+        height: Height of an image, in pixels.
+        width: Width of an image, in pixels.
+        dtype: A key of :data:`DTYPES`. Weights and images are fp32 in any
+            case; the other types are those of autocast.
+        threads: CPU threads that one operator may use.
     """
 
     mode: str
@@ -38,12 +40,12 @@ class BenchmarkCase:
 
     @property
     def compiled(self) -> bool:
-        """Whether ``torch.compile`` is at work."""
+        """Whether ``torch.compile`` compiles the model."""
         return self.mode.startswith('compile')
 
     @property
     def eager(self) -> BenchmarkCase:
-        """The same without compiling or exporting anything."""
+        """The same case without compiling or exporting the model."""
         mode = 'train' if self.training else 'infer'
         return dataclasses.replace(self, mode=mode)
 
@@ -51,3 +53,24 @@ class BenchmarkCase:
         size = f'{self.batch}x3x{self.height}x{self.width}'
         threads = f'{self.threads} thread{"s" * (self.threads > 1)}'
         return f'{self.mode}, {size}, {self.dtype}, {threads}'
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the cases of one command are measured.
+
+    Attributes:
+        device: Where the models run: the CPU or a CUDA device.
+        rounds: How often each model is timed.
+        baselines: Names of the models that the others are compared with.
+        deploy: Whether models are folded for inference first. Default:
+            False.
+        breakdown: Whether the kinds of blocks of EfficientMod are timed as
+            well. Default: False.
+    """
+
+    device: torch.device
+    rounds: int
+    baselines: Sequence[str]
+    deploy: bool = False
+    breakdown: bool = False

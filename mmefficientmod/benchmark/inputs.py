@@ -1,8 +1,8 @@
-"""What models are run on besides images: annotations and proposals."""
+"""What models need besides images: annotations, and fixed proposals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,52 +13,54 @@ from mmefficientmod.benchmark.cases import BenchmarkCase
 from mmefficientmod.config.nodes import ConfigError
 
 # About as many as an image of COCO has on average.
-OBJECTS = 7
+OBJECTS_PER_IMAGE = 7
+SMALLEST_BOX = 16  # pixels
 
 
-def annotations(
+def random_annotations(
     model: nn.Module, case: BenchmarkCase, device: torch.device
 ) -> list[Any]:
-    """Random annotations for a batch, of the kind that a model learns from.
+    """Make random annotations of the kind that a model is trained with.
+
+    They are the same in each call.
 
     Args:
-        model: A detector (boxes and masks, 7 objects an image), a segmentor
-            (a class for each pixel) or a classifier.
+        model: A detector (gets 7 objects with boxes and masks an image), a
+            segmentor (gets a class for each pixel) or a classifier (gets
+            class 0 for each image).
         case: Number and size of the images.
-        device: Where they go.
+        device: Where the annotations are put.
+
+    Returns:
+        A data sample of the model's toolbox for each image.
 
     Raises:
-        ConfigError: If the model is nothing of that.
+        ConfigError: If the model is none of the three.
     """
     size = (case.height, case.width)
-    toolbox = next(
-        (
-            name
-            for kind in type(model).__mro__
-            if (name := kind.__module__.split('.')[0])
-            in ('mmdet', 'mmseg', 'mmpretrain')
-        ),
-        None,
-    )
+    toolbox = _toolbox_of(model)
+    samples: list[Any]
     if toolbox == 'mmdet':
         from mmdet.testing import demo_mm_inputs
 
         samples = demo_mm_inputs(
             case.batch,
             (3, *size),
-            num_items=[OBJECTS] * case.batch,
+            num_items=[OBJECTS_PER_IMAGE] * case.batch,
             with_mask=True,
             device=device,
         )['data_samples']
     elif toolbox == 'mmseg':
         from mmseg.structures import SegDataSample
 
+        generator = torch.Generator().manual_seed(0)
+        num_classes: Any = model.num_classes
         samples = [SegDataSample() for _ in range(case.batch)]
         for sample in samples:
-            labels = torch.randint(
-                model.num_classes, (1, *size), device=device
+            classes = torch.randint(
+                num_classes, (1, *size), generator=generator
             )
-            sample.gt_sem_seg = PixelData(data=labels)
+            sample.gt_sem_seg = PixelData(data=classes.to(device))
     elif toolbox == 'mmpretrain':
         from mmpretrain.structures import DataSample
 
@@ -83,50 +85,68 @@ def annotations(
     return samples
 
 
-def give_proposals(model: nn.Module, case: BenchmarkCase) -> None:
-    """Have the second stage of a detector get boxes that are always the same.
+def _toolbox_of(model: nn.Module) -> str | None:
+    """The toolbox that a model's class, or one of its parents, comes from."""
+    packages = [kind.__module__.split('.')[0] for kind in type(model).__mro__]
+    toolboxes = ('mmdet', 'mmseg', 'mmpretrain')
+    return next((x for x in packages if x in toolboxes), None)
 
-    The RPN works as before. But which boxes it proposes hangs on the weights,
-    random as a rule, and how long RoIAlign takes hangs on their sizes.
+
+def fix_proposals(model: nn.Module, case: BenchmarkCase) -> None:
+    """Make the second stage of a detector get the same boxes in each run.
+
+    The RPN runs as always and decides how many boxes there are; then
+    :func:`fixed_boxes` take the place of its boxes. Those depend on the
+    weights, which are random here, and RoIAlign's time depends on their
+    sizes.
 
     Args:
-        model: A model. What has no RPN is left as it is.
-        case: What it is run on.
+        model: Any model; changed in place if it has an ``rpn_head``.
+        case: Size of the images.
     """
     head = getattr(model, 'rpn_head', None)
     if head is None:
         return
 
-    def replace(results: Sequence[Any]) -> None:
+    def replace_boxes(results: Iterable[Any]) -> None:
         for result in results:
-            boxes = proposals(len(result), case.height, case.width)
+            boxes = fixed_boxes(len(result), case.height, case.width)
             result.bboxes = boxes.to(result.bboxes)
 
     predict, loss_and_predict = head.predict, head.loss_and_predict
 
-    def predict_same(*args: Any, **kwargs: Any) -> Any:
+    def predict_fixed(*args: Any, **kwargs: Any) -> Sequence[Any]:
         results = predict(*args, **kwargs)
-        replace(results)
+        replace_boxes(results)
         return results
 
-    def loss_and_predict_same(*args: Any, **kwargs: Any) -> Any:
+    def loss_and_predict_fixed(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         losses, results = loss_and_predict(*args, **kwargs)
-        replace(results)
+        replace_boxes(results)
         return losses, results
 
-    head.predict = predict_same
-    head.loss_and_predict = loss_and_predict_same
+    head.predict = predict_fixed
+    head.loss_and_predict = loss_and_predict_fixed
 
 
-def proposals(number: int, height: int, width: int) -> Tensor:
-    """Boxes ``(number, 4)``, as x1, y1, x2, y2, the same in each call.
+def fixed_boxes(number: int, height: int, width: int) -> Tensor:
+    """Make boxes inside an image, the same in each call.
 
-    Anywhere in the image; the logarithm of each side is uniformly distributed
-    between that of 16 pixels and that of the image's side.
+    The logarithm of each side is uniformly distributed, from that of 16
+    pixels to that of the image's side, and the position is uniform, too.
+
+    Args:
+        number: How many boxes.
+        height: Height of the image, in pixels.
+        width: Width of the image, in pixels.
+
+    Returns:
+        ``(number, 4)``, as x1, y1, x2, y2 in pixels.
     """
     generator = torch.Generator().manual_seed(0)
     image = torch.tensor([width, height])
     random = torch.rand(number, 4, generator=generator)
-    sides = 16 * (image / 16).clamp(min=1) ** random[:, :2]
+    largest = (image / SMALLEST_BOX).clamp(min=1)
+    sides = SMALLEST_BOX * largest ** random[:, :2]
     corners = random[:, 2:] * (image - sides)
     return torch.cat([corners, corners + sides], 1)

@@ -1,7 +1,8 @@
-"""What can be measured: names of models, and the models behind them.
+"""The models that a command line names, and how each is built.
 
-A backbone is one dict, whoever wrote it; alone it is built, within a config it
-is swapped in. A config is a whole model.
+A backbone is the dict of a registered class or of a class of a user's file.
+It is built alone, or swapped into a config. A config by itself is a whole
+model.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.registry import MODELS
@@ -22,14 +23,12 @@ from mmefficientmod.benchmark.official import (
     OfficialEfficientMod,
     import_official,
     official_arch,
-    share_weights,
+    set_comparable_weights,
 )
 from mmefficientmod.benchmark.sources import (
-    _own_code,
-    config_text,
+    backbone_hash,
+    config_hash,
     import_file,
-    short_hash,
-    source_hash,
 )
 from mmefficientmod.config.files import find_config, load_config
 from mmefficientmod.config.nodes import ConfigError
@@ -38,19 +37,29 @@ from mmefficientmod.swap.backbone import swap_backbone
 from mmefficientmod.swap.names import BACKBONES, parse_dict, resolve_backbone
 from mmefficientmod.swap.probe import class_of
 
-# Whole models into which a backbone goes by a short name, and what they are
-# run on by default: batch, height, width.
-WITHIN = {
-    'fpn': (
-        'mmefficientmod::seg/fpn_efficientmod_s_ade20k.py',
-        (2, 512, 512),
+
+class Host(NamedTuple):
+    """A whole model that backbones are swapped into, by a short name.
+
+    Attributes:
+        config: The config of the model.
+        input_size: Default batch, height and width.
+    """
+
+    config: str
+    input_size: tuple[int, int, int]
+
+
+HOSTS = {
+    'fpn': Host(
+        'mmefficientmod::seg/fpn_efficientmod_s_ade20k.py', (2, 512, 512)
     ),
-    'mask_rcnn': (
+    'mask_rcnn': Host(
         'mmefficientmod::det/mask_rcnn_efficientmod_s_fpn_1x_coco.py',
         (1, 800, 1333),
     ),
 }
-# A class of a user's file, with arguments if it wants some.
+# FILE.py:CLASS or FILE.py:CLASS(key=value, ...)
 FILE_CLASS = re.compile(
     r'(?P<path>.+\.py):(?P<name>\w+)(?P<arguments>\(.*\))?'
 )
@@ -61,15 +70,16 @@ class ModelSpec:
     """A model that can be built.
 
     Attributes:
-        name: What tables call it.
-        backbone: Dict of a backbone; None where a config is the model.
-        config: A config that is the model, or that the backbone goes into;
+        name: The name in tables and files.
+        backbone: Dict of a backbone; None if the config is the model.
+        config: The config that is the model, or that the backbone goes into;
             None for a backbone alone.
-        published_name: What its published results are found by: the backbone's
-            name in :data:`~mmefficientmod.zoo.BACKBONES`, or that of the
-            config; None for others.
-        source: Hash of the file that defines it, so that a result is known
-            to be of this code.
+        published_name: The name by which
+            :func:`~mmefficientmod.benchmark.published.published_accuracies`
+            knows the model: a key of
+            :data:`~mmefficientmod.swap.names.BACKBONES`, or the name of a
+            config; None for other models.
+        source: Hash of the code that defines the model, kept with results.
     """
 
     name: str
@@ -80,144 +90,162 @@ class ModelSpec:
 
     @property
     def whole(self) -> bool:
-        """Whether it is more than a backbone."""
+        """Whether it is a whole model, not a backbone alone."""
         return self.config is not None
 
     def build(self) -> nn.Module:
-        """Build it with fresh weights, the same in each call.
+        """Build the model with fresh weights, the same in each call.
 
-        Every EfficientMod has weights that depend on its variant alone, see
-        :func:`share_weights`, and what is around a backbone does not depend
-        on it.
+        The weights of an EfficientMod depend only on its variant, see
+        :func:`set_comparable_weights`; those of the other parts of a whole
+        model do not depend on the backbone. The CPU's global random state
+        is left as it was.
 
         Raises:
             ConfigError: If the backbone does not go into the config.
         """
+        with torch.random.fork_rng(devices=[]):
+            if self.config is None:
+                return self._build_backbone()
+            return self._build_whole(self.config)
+
+    def _build_backbone(self) -> nn.Module:
+        assert self.backbone is not None  # one of the two is always there
         torch.manual_seed(0)
-        if self.config is None:
-            model = MODELS.build(dict(self.backbone))
-            share_weights(model)
-            return model
-        cfg = load_config(self.config)
+        backbone = MODELS.build(dict(self.backbone))
+        set_comparable_weights(backbone)
+        return backbone
+
+    def _build_whole(self, config: str) -> nn.Module:
+        cfg = load_config(config)
         import_toolbox(cfg.get('default_scope') or 'mmengine')
         if self.backbone is not None:
             cfg = swap_backbone(cfg, self.backbone)
-        model = build_model(cfg)
         torch.manual_seed(0)
-        for name, part in model.named_children():
+        model = build_model(cfg)
+        # Seeded again, since each backbone draws its own number of values.
+        torch.manual_seed(0)
+        for name, child in model.named_children():
             if name == 'backbone':
-                share_weights(part)
+                set_comparable_weights(child)
                 continue
-            for module in part.modules():
+            module: Any  # a layer of PyTorch, which can draw new weights
+            for module in child.modules():
                 if hasattr(module, 'reset_parameters'):
                     module.reset_parameters()
         return model
 
 
 def find_model_specs(
-    specs: Sequence[str], within: str | None = None
+    models: Sequence[str], within: str | None = None
 ) -> list[ModelSpec]:
-    """The candidates of a command line.
+    """The models that a command line names.
 
     Args:
-        specs: Names of models; see :func:`parse_model_spec`. With a ``*``, all
-            of :data:`~mmefficientmod.zoo.BACKBONES` that it fits.
-        within: A key of :data:`WITHIN` or a config, for backbones to go
-            into. Default: they stay alone.
+        models: What :func:`parse_model_spec` reads, or a pattern with ``*``
+            for several names of
+            :data:`~mmefficientmod.swap.names.BACKBONES`.
+        within: A key of :data:`HOSTS` or a config that the backbones go
+            into. Default: None, for backbones alone.
 
     Raises:
-        ConfigError: If a name is nobody's, or stands twice.
+        ConfigError: If a name stands for no model, or is given twice.
     """
-    config = WITHIN[within][0] if within in WITHIN else within
+    config = HOSTS[within].config if within in HOSTS else within
     if config:
         find_config(config)
-    candidates = [
+    specs = [
         parse_model_spec(name, config)
-        for spec in specs
-        for name in expand(spec)
+        for model in models
+        for name in expand(model)
     ]
-    names = [candidate.name for candidate in candidates]
+    names = [spec.name for spec in specs]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f'the model {name} is named twice')
-    return candidates
+    return specs
 
 
-def expand(spec: str) -> list[str]:
-    """The names that a pattern fits, or the text itself.
+def expand(model: str) -> list[str]:
+    """The names of backbones that match a pattern such as ``repvit_*``.
+
+    Args:
+        model: A pattern, or any other text, which is returned alone.
 
     Raises:
-        ConfigError: If it fits none.
+        ConfigError: If no name matches.
     """
-    if not re.fullmatch(r'[\w*]*\*[\w*]*', spec):
-        return [spec]
-    names = fnmatch.filter(BACKBONES, spec)
+    if not re.fullmatch(r'[\w*]*\*[\w*]*', model):
+        return [model]
+    names = fnmatch.filter(BACKBONES, model)
     if not names:
         raise ConfigError(
-            f'{spec} fits none of the names {", ".join(BACKBONES)}'
+            f'no name matches {model}; the names are {", ".join(BACKBONES)}'
         )
     return names
 
 
-def parse_model_spec(spec: str, within: str | None = None) -> ModelSpec:
-    """What a name means.
+def parse_model_spec(text: str, within: str | None = None) -> ModelSpec:
+    """The model that a text stands for.
 
     Args:
-        spec: A name of :data:`~mmefficientmod.zoo.BACKBONES`;
+        text: A name of :data:`~mmefficientmod.swap.names.BACKBONES`;
             ``timm:NAME``; ``official:PATH:NAME`` for the authors' file and a
             variant; ``FILE.py:CLASS`` or ``FILE.py:CLASS(key=value)``; the
             dict of a registered backbone; or a config.
-        within: A config for a backbone to go into.
+        within: A config that the backbone goes into. Default: None.
 
     Raises:
-        ConfigError: If it is nobody's name.
+        ConfigError: If the text stands for no model, or for a whole one
+            where ``within`` needs a backbone.
     """
-    spec = spec.strip()
-    name, published_name = spec, None
-    if spec.startswith('official:'):
-        path, _, variant = spec.removeprefix('official:').rpartition(':')
+    text = text.strip()
+    name, published_name = text, None
+    backbone: Mapping[str, Any]
+    if text.startswith('official:'):
+        path, _, variant = text.removeprefix('official:').rpartition(':')
         arch = official_arch(variant)
+        import_official(path)
         backbone = dict(type=OfficialEfficientMod, path=path, arch=arch)
         name = f'official:{arch}'
         published_name = f'efficientmod_{arch}'
-        import_official(path)
-    elif match := FILE_CLASS.fullmatch(spec):
+    elif match := FILE_CLASS.fullmatch(text):
         backbone = dict(
-            type=_class_in(match['path'], match['name']),
+            type=_module_class(match['path'], match['name']),
             **parse_dict(f'dict{match["arguments"] or "()"}'),
         )
-        name = Path(match['path']).name + spec[len(match['path']) :]
-    elif '::' in spec or spec.endswith('.py'):
-        path = find_config(spec)
+        name = Path(match['path']).name + text[len(match['path']) :]
+    elif '::' in text or text.endswith('.py'):
+        stem = find_config(text).stem
         if within:
             raise ConfigError(
-                f'{spec} is a whole model, into which no --within fits'
+                f'{text} is a whole model; --within needs backbones, which '
+                'go into its config'
             )
-        source = short_hash(config_text(spec) + _own_code())
-        return ModelSpec(path.stem, None, spec, path.stem, source)
+        return ModelSpec(stem, None, text, stem, config_hash(text))
     else:
-        backbone = resolve_backbone(spec)
-        class_of(backbone)
-        if spec.replace('-', '_') in BACKBONES:
-            name = published_name = spec.replace('-', '_')
-    source = source_hash(backbone, within)
+        backbone = resolve_backbone(text)
+        class_of(backbone)  # refuses an unknown type
+        if text.replace('-', '_') in BACKBONES:
+            name = published_name = text.replace('-', '_')
+    source = backbone_hash(backbone, within)
     return ModelSpec(name, backbone, within, published_name, source)
 
 
-def _class_in(path: str, name: str) -> type[nn.Module]:
-    """A module class of a user's file."""
+def _module_class(path: str, name: str) -> type[nn.Module]:
+    """A class of a user's file, which must be a ``torch.nn.Module``."""
     module = import_file(path)
     found = getattr(module, name, None)
-    if not inspect.isclass(found) or not issubclass(found, nn.Module):
-        classes = [
-            key
-            for key, value in vars(module).items()
-            if inspect.isclass(value)
-            and issubclass(value, nn.Module)
-            and value.__module__ == module.__name__
-        ]
-        raise ConfigError(
-            f'{path} has no module class {name}; it has '
-            f'{", ".join(classes) or "none at all"}'
-        )
-    return found
+    if inspect.isclass(found) and issubclass(found, nn.Module):
+        return found
+    names = [
+        key
+        for key, value in vars(module).items()
+        if inspect.isclass(value)
+        and issubclass(value, nn.Module)
+        and value.__module__ == module.__name__
+    ]
+    raise ConfigError(
+        f'{path} has no module class {name}; it has '
+        f'{", ".join(names) or "none at all"}'
+    )

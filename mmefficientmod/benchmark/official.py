@@ -1,8 +1,8 @@
-"""The authors' EfficientMod beside ours, with the same weights."""
+"""The authors' EfficientMod as a model to compare with, with our weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -19,32 +19,45 @@ from mmefficientmod.models.backbones.efficientmod_weights import (
 
 
 def official_arch(variant: str) -> str:
-    """``s_conv`` of ``s_conv``, ``efficientmod_s_conv``, ``efficientMod_...``.
+    """Our name of a variant, such as ``s_conv``.
+
+    Args:
+        variant: ``s_conv``, ``efficientmod_s_conv`` or
+            ``efficientMod_s_Conv``.
 
     Raises:
         ConfigError: If there is no such variant.
     """
-    name = variant.lower().replace('-', '_').removeprefix('efficientmod_')
-    if name not in ARCHS:
+    arch = variant.lower().replace('-', '_').removeprefix('efficientmod_')
+    if arch not in ARCHS:
         raise ConfigError(
             f'official:PATH:{variant} names no variant; they are '
             f'{", ".join(ARCHS)}'
         )
-    return name
+    return arch
 
 
-def import_official(path: str) -> dict[str, Any]:
-    """The authors' file ``models/EfficientMod.py``, imported.
+def import_official(path: str) -> dict[str, Callable[[], Any]]:
+    """Import the authors' file ``models/EfficientMod.py``.
+
+    Args:
+        path: The file, in a copy of the authors' repository.
 
     Returns:
-        For each variant, what builds their classifier.
+        For each of our names of the variants, the authors' function that
+        builds the classifier.
 
     Raises:
-        ConfigError: If the file is not there or is another one.
+        ConfigError: If the file does not exist, cannot be imported or does
+            not define all variants.
     """
     found = {k.lower(): v for k, v in vars(import_file(path)).items()}
-    builders = {arch: found.get(f'efficientmod_{arch}') for arch in ARCHS}
-    if not all(builders.values()):
+    builders = {
+        arch: found[f'efficientmod_{arch}']
+        for arch in ARCHS
+        if f'efficientmod_{arch}' in found
+    }
+    if len(builders) < len(ARCHS):
         raise ConfigError(
             f'{path} does not define the variants of EfficientMod; it should '
             'be models/EfficientMod.py of https://github.com/ma-xu/EfficientMod'
@@ -55,15 +68,19 @@ def import_official(path: str) -> dict[str, Any]:
 class OfficialEfficientMod(BaseModule):
     """The authors' classifier as a backbone, as their dense models use it.
 
-    Its outputs are those of the four stages before any downsampling,
-    ``(N, C_i, H_i, W_i)``; their final norm and head are taken out.
+    Its outputs are those of the four stages before the downsampling to the
+    next one. The final norm and the head are removed.
 
     Args:
-        path: Their file ``models/EfficientMod.py``. It is imported, never
-            copied.
-        arch: Name of a variant, one of ours.
-        out_indices: Stages to return. Default: all four.
-        init_cfg: As in MMEngine; there is no checkpoint to load here.
+        path: The authors' file ``models/EfficientMod.py``. It is imported,
+            never copied.
+        arch: Our name of a variant.
+        out_indices: Stages whose outputs are returned. Default: all four.
+        init_cfg: As in MMEngine. Default: None; the authors' checkpoints are
+            not loaded here.
+
+    Raises:
+        ConfigError: If the file is not the authors'.
     """
 
     def __init__(
@@ -79,7 +96,10 @@ class OfficialEfficientMod(BaseModule):
         self.model.norm = self.model.head = None
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """``(N, 3, H, W)`` to one ``(N, C_i, H_i, W_i)`` a level."""
+        """``(N, 3, H, W)`` to ``(N, C_i, H / 2^(i + 2), W / 2^(i + 2))``.
+
+        One output for each i of ``out_indices``.
+        """
         outs = []
         x = self.model.patch_embed(x.permute(0, 2, 3, 1))
         for i, layer in enumerate(self.model.layers):
@@ -92,60 +112,73 @@ class OfficialEfficientMod(BaseModule):
         return tuple(outs)
 
 
-def efficientmod_of(module: nn.Module) -> nn.Module | None:
-    """The EfficientMod that a backbone is, by whomever; None for others."""
-    if isinstance(module, OfficialEfficientMod):
-        return module.model
-    return module if isinstance(module, EfficientMod) else None
+def find_efficientmod(backbone: nn.Module) -> nn.Module | None:
+    """The EfficientMod in a backbone: ours or the authors'.
+
+    None if the backbone is of another kind.
+    """
+    if isinstance(backbone, OfficialEfficientMod):
+        return backbone.model
+    return backbone if isinstance(backbone, EfficientMod) else None
 
 
-def share_weights(backbone: nn.Module) -> None:
-    """Give an EfficientMod the weights that all of its variant have here.
+def set_comparable_weights(backbone: nn.Module) -> None:
+    """Give an EfficientMod weights that depend only on its variant.
 
-    Each tensor is drawn from its name and shape alone, whoever's code it is
-    in. They are far from the initial ones, at which the modulation blocks
-    hardly do anything: biases, norms and layer scales from N(0.5, 0.2), the
-    linear layers with their initial deviation 0.02, convolutions with
-    PyTorch's. Drop path is turned off, as its noise differs between models.
+    Each weight is drawn with a seed made of its name in our implementation,
+    so that ours and the authors' model get the same ones. They are far from
+    the initial weights, with which the modulation blocks hardly change their
+    input: biases, norms and layer scales come from N(0.5, 0.2), linear layers
+    from N(0, 0.02), which is their initialisation, and convolutions from a
+    normal distribution with the deviation of PyTorch's initialisation. Drop
+    path is turned off, as its noise would differ between the models.
 
     Args:
-        backbone: Changed in place; another backbone stays as it is.
+        backbone: Changed in place. A backbone of another kind is left as it
+            is.
     """
-    model = efficientmod_of(backbone)
+    model = find_efficientmod(backbone)
     if model is None:
         return
     weights = model.state_dict()
-    for key, name in _canonical_names(model).items():
+    for key, name in _our_names(model).items():
         weights[key] = _draw(name, weights[key])
     model.load_state_dict(weights)
+    module: Any  # timm's DropPath, or ours
     for module in model.modules():
         if hasattr(module, 'drop_prob'):
             module.drop_prob = 0.0
 
 
 def weights_key(backbone: nn.Module) -> str | None:
-    """Equal for two backbones with the same weights by construction.
+    """A key of the weights that :func:`set_comparable_weights` gives.
 
-    Their outputs are equal then, too, but for rounding.
+    Backbones with equal keys have equal weights, so that their outputs are
+    equal but for rounding.
+
+    Returns:
+        12 hexadecimal digits; None if the backbone is no EfficientMod.
     """
-    model = efficientmod_of(backbone)
+    model = find_efficientmod(backbone)
     if model is None:
         return None
+    weights = model.state_dict()
     shapes = {
-        name: tuple(model.state_dict()[key].shape)
-        for key, name in _canonical_names(model).items()
+        name: tuple(weights[key].shape)
+        for key, name in _our_names(model).items()
     }
     return short_hash(str(sorted(shapes.items())))
 
 
-def _canonical_names(model: nn.Module) -> dict[str, str]:
-    """For each weight in the state dict, the name that it has in ours."""
+def _our_names(model: nn.Module) -> dict[str, str]:
+    """For each weight of an EfficientMod, its name in our implementation."""
     buffers = dict(model.named_buffers())
-    keys = {key: key for key in model.state_dict() if key not in buffers}
-    return {key: name for name, key in rename_official_keys(keys).items()}
+    weights = {k: v for k, v in model.state_dict().items() if k not in buffers}
+    return dict(zip(weights, rename_official_keys(weights), strict=True))
 
 
 def _draw(name: str, like: Tensor) -> Tensor:
+    """A weight of the shape and type of another, from a seed by its name."""
     generator = torch.Generator().manual_seed(crc32(name.encode()))
     values = torch.randn(like.shape, generator=generator, dtype=like.dtype)
     if like.ndim == 1:

@@ -1,4 +1,9 @@
-"""Accuracies that others published; nobody here reproduced them."""
+"""Accuracies that others published; nobody here reproduced them.
+
+Accuracies of the models of our configs are read from the model index (the
+metafiles in ``configs/``). This file only holds those of backbones without a
+config for ImageNet.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +14,21 @@ import yaml
 
 import mmefficientmod
 
-# Each is one of the columns of tables; in per cent.
-QUANTITIES = {
+# Titles in tables of the accuracies, which are in per cent.
+ACCURACIES = {
     'top1': 'top-1',
     'top1_distilled': 'top-1 dist.',
     'miou': 'mIoU',
     'box_ap': 'box AP',
 }
-# ImageNet top-1 of the rivals, which have no entry in the model index, without
-# and with distillation. At 224 pixels, but for MobileViT and V2, at 256.
+# Names in the model index of the metrics that are shown.
+METRICS = {'Top 1 Accuracy': 'top1', 'mIoU': 'miou', 'box AP': 'box_ap'}
+# ImageNet top-1 in per cent, without and with distillation, at 224x224, but
+# for MobileViT and MobileViTv2 at 256x256.
 # (1) table 1 of the EfficientMod paper; (2) its table 6; (3) timm's
 # results-imagenet.csv; (4) the metafile of MMPretrain; (5) the README of the
-# authors, 300 epochs; (6) table 3 of the iFormer paper.
-RIVALS: dict[str, tuple[float | None, float | None]] = {
+# authors' repository, 300 epochs; (6) table 3 of the iFormer paper.
+IMAGENET_TOP1: dict[str, tuple[float | None, float | None]] = {
     'mobilenetv2_100': (71.8, None),  # (1)
     'mobilenetv2_140': (74.7, None),  # (1)
     'mobilevit_xs': (74.8, None),  # (1)
@@ -33,7 +40,7 @@ RIVALS: dict[str, tuple[float | None, float | None]] = {
     'edgevit_xxs': (74.4, None),  # (1)
     'edgevit_xs': (77.5, None),  # (1)
     'edgevit_s': (81.0, None),  # (1)
-    # The authors' recipe has a teacher; there is no result without.
+    # The authors only published results with a teacher.
     'efficientformer_l1': (None, 79.2),  # (5)
     'efficientformerv2_s0': (73.7, 75.7),  # (1)
     'efficientformerv2_s1': (77.9, 79.0),  # (1)
@@ -56,53 +63,53 @@ RIVALS: dict[str, tuple[float | None, float | None]] = {
 }
 
 
-def published(name: str | None) -> dict[str, float]:
-    """What is published of a backbone, or of an entry of the model index.
+def published_accuracies(name: str | None) -> dict[str, float]:
+    """The published accuracies of a backbone, or of an entry of the index.
 
     Args:
-        name: Of :data:`~mmefficientmod.zoo.BACKBONES`, or of an entry; None
-            is nobody's.
+        name: A key of :data:`~mmefficientmod.swap.names.BACKBONES`, or the
+            name of an entry of the model index; None, or any other name, for
+            a model of which nothing is known.
 
     Returns:
-        Accuracies by the keys of :data:`QUANTITIES`. ``top1`` is ImageNet's;
-        ``miou`` that of Semantic FPN on ADE20K and ``box_ap`` that of Mask
-        R-CNN 1x on COCO, from weights as their authors had them. What is not
-        known is not there; of ours, nothing where the package was installed
-        without its index.
+        Per cent, by the keys of :data:`ACCURACIES`, as far as known: ImageNet
+        top-1, without and with distillation; for a backbone also the mIoU of
+        Semantic FPN on ADE20K and the box AP of Mask R-CNN 1x on COCO.
+        Accuracies from the model index are missing if the package was
+        installed without it.
     """
-    index = _index()
-    distilled = 'top1_distilled'
+    if name is None:
+        return {}
+    index = _model_index()
     if name in index:
-        found = index[name]
-        if '_distill_' in name:
-            found = {distilled: found['top1']}
-        return dict(found)
-    plain, taught = RIVALS.get(name, (None, None))
-    values = {
+        top1 = 'top1_distilled' if '_distill_' in name else 'top1'
+        return {top1 if k == 'top1' else k: v for k, v in index[name].items()}
+    plain, distilled = IMAGENET_TOP1.get(name, (None, None))
+    accuracies = {
         'top1': plain or index.get(f'{name}_in1k', {}).get('top1'),
-        distilled: taught or index.get(f'{name}_distill_in1k', {}).get('top1'),
+        'top1_distilled': (
+            distilled or index.get(f'{name}_distill_in1k', {}).get('top1')
+        ),
         'miou': index.get(f'fpn_{name}_ade20k', {}).get('miou'),
         'box_ap': index.get(f'mask_rcnn_{name}_fpn_1x_coco', {}).get('box_ap'),
     }
-    return {key: value for key, value in values.items() if value is not None}
+    return {k: value for k, value in accuracies.items() if value is not None}
 
 
 @functools.cache
-def _index() -> dict[str, dict[str, float]]:
-    """Results of the entries of the model index, by the keys of QUANTITIES."""
+def _model_index() -> dict[str, dict[str, float]]:
+    """For each entry of the model index, its results by our keys."""
     root = Path(mmefficientmod.__file__).parent / '.mim'
-    if not (root / 'model-index.yml').is_file():
+    path = root / 'model-index.yml'
+    if not path.is_file():
         return {}
-    keys = {'Top 1 Accuracy': 'top1', 'mIoU': 'miou', 'box AP': 'box_ap'}
-    found: dict[str, dict[str, float]] = {}
-    for name in yaml.safe_load((root / 'model-index.yml').read_text())[
-        'Import'
-    ]:
-        for model in yaml.safe_load((root / name).read_text())['Models']:
-            found[model['Name']] = {
-                keys[metric]: value
+    results: dict[str, dict[str, float]] = {}
+    for metafile in yaml.safe_load(path.read_text())['Import']:
+        for model in yaml.safe_load((root / metafile).read_text())['Models']:
+            results[model['Name']] = {
+                METRICS[metric]: value
                 for result in model.get('Results', [])
                 for metric, value in result['Metrics'].items()
-                if metric in keys
+                if metric in METRICS
             }
-    return found
+    return results

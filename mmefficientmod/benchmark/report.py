@@ -1,4 +1,4 @@
-"""Results written to a folder: CSV, Markdown and pictures."""
+"""Results written to a folder: CSV, Markdown and figures."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from mmefficientmod.benchmark.tables import (
     heading,
     markdown_table,
     overview,
-    result_cells,
     result_values,
+    table_cells,
+    table_columns,
 )
 
 
 def write(results: Results, folder: Path) -> list[Path]:
-    """Write all results as CSV, Markdown and pictures.
+    """Write all results as CSV, Markdown and figures.
 
     Args:
-        results: What to write.
-        folder: Where to; it is made.
+        results: The results.
+        folder: Where the files are written; made if it does not exist.
 
     Returns:
-        The files that were written.
+        The files that were written: ``results.csv``, ``results.md`` and, if
+        there is anything to draw, ``latency.png`` and ``growth.png``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / 'results.csv', folder / 'results.md']
@@ -42,7 +44,7 @@ def write(results: Results, folder: Path) -> list[Path]:
         ('growth.png', growth_figure(results.results)),
     ):
         path = folder / name
-        path.unlink(missing_ok=True)  # one of earlier results
+        path.unlink(missing_ok=True)  # of earlier results
         if figure is not None:
             save(figure, path, results.machine)
             written.append(path)
@@ -53,14 +55,14 @@ def _write_csv(results: Results, path: Path) -> None:
     with path.open('w', newline='') as file:
         writer = None
         for result in results.results:
-            place = {
+            setup = {
                 **vars(result.case),
                 'device': result.device,
                 'within': result.within,
                 'deploy': result.deploy,
             }
             for values in result_values(result):
-                row = place | values | results.machine
+                row = setup | values | results.machine
                 if writer is None:
                     writer = csv.DictWriter(file, list(row))
                     writer.writeheader()
@@ -68,23 +70,22 @@ def _write_csv(results: Results, path: Path) -> None:
 
 
 def markdown(results: Results) -> str:
-    """All results as Markdown: an overview, then each case."""
+    """All results as Markdown: tables of all cases, then one for each."""
     parts = [f'{describe(results.machine)}\n']
     groups: dict[str | None, list[Result]] = {}
     for result in results.results:
         groups.setdefault(result.within, []).append(result)
     for within, group in groups.items():
         if len(group) > 1:
-            place = f'within {within}' if within else 'alone'
+            models = f'within {within}' if within else 'alone'
             parts.append(
-                f'**All cases, {place}: ms (ratio to '
+                f'**All cases, {models}: ms (ratio to '
                 f'{" or ".join(group[0].baselines)})**\n\n'
                 f'{markdown_table(overview(group))}\n'
             )
     for result in results.results:
-        parts.append(
-            f'**{heading(result)}**\n\n{markdown_table(result_cells(result))}\n'
-        )
+        cells = table_cells(table_columns(result), result_values(result))
+        parts.append(f'**{heading(result)}**\n\n{markdown_table(cells)}\n')
         parts += [f'{text}\n' for text in failures(result)]
     parts += [f'{text}\n' for text in attention_crossover(results.results)]
     return '\n'.join(parts)

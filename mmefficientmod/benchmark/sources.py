@@ -1,4 +1,4 @@
-"""Code of models: files that are imported, and hashes of what was measured."""
+"""Code of models: importing a file by its path, hashes of what is measured."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Mapping
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,35 +19,61 @@ from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.swap.probe import class_of
 
+# These modules only show results: they are left out of the package's hash, as
+# a change in them leaves results valid.
+SHOWING = ('figures.py', 'report.py', 'tables.py', 'terminal.py')
+
 
 def import_file(path: str) -> ModuleType:
-    """Import a file that is in no package.
+    """Import a Python file that belongs to no package.
+
+    Its module stays in ``sys.modules``, under a name made of a hash of its
+    path: ``inspect``, pickle and timm's registry look it up there.
+
+    Args:
+        path: The file. It is imported anew in each call.
 
     Raises:
-        ConfigError: If it is not there, or fails.
+        ConfigError: If the file does not exist, or raises an error.
     """
     file = Path(path).resolve()
     if not file.is_file():
         raise ConfigError(f'{path} does not exist')
-    name = f'candidate_{short_hash(str(file))}'
-    spec = importlib.util.spec_from_file_location(name, file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where timm's registry and pickle look
+    name = f'benchmarked_{short_hash(str(file))}'
+    loader = SourceFileLoader(name, str(file))
+    module = importlib.util.module_from_spec(
+        ModuleSpec(name, loader, origin=str(file))
+    )
+    module.__file__ = str(file)
+    sys.modules[name] = module
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # the authors' uses old names
-            spec.loader.exec_module(module)
+            # The authors' file imports timm by names that are deprecated.
+            warnings.simplefilter('ignore')
+            loader.exec_module(module)
     except Exception as error:
+        del sys.modules[name]
         raise ConfigError(
             f'{path} cannot be imported: {type(error).__name__}: {error}'
         ) from error
     return module
 
 
-def source_hash(backbone: Mapping[str, Any], config: str | None) -> str:
-    """Hash of the dict, the files with the backbone's code, the config."""
-    kind = class_of(backbone)
-    paths = [inspect.getfile(base) for base in kind.__mro__[:-1]]
+def backbone_hash(backbone: Mapping[str, Any], config: str | None) -> str:
+    """Hash a backbone and the code that defines it.
+
+    Args:
+        backbone: The dict of the backbone. Hashed are the dict, the files of
+            its class and of the classes that this one is derived from, and
+            the file under the key ``path``, if there is one.
+        config: A config that the backbone goes into, hashed as well; None
+            for a backbone alone.
+
+    Returns:
+        12 hexadecimal digits, which also depend on the code of this package.
+    """
+    classes = class_of(backbone).__mro__[:-1]
+    paths = [inspect.getfile(kind) for kind in classes]
     if 'path' in backbone:
         paths.append(backbone['path'])
     texts = [
@@ -55,25 +82,30 @@ def source_hash(backbone: Mapping[str, Any], config: str | None) -> str:
         if Path(path).is_file()
     ]
     if config:
-        texts.append(config_text(config))
-    texts.append(_own_code())
+        texts.append(_config_text(config))
+    texts.append(package_hash())
     return short_hash('\n'.join([str(dict(backbone)), *texts]))
 
 
-def config_text(config: str) -> str:
-    """All that a config says; to format it well would take seconds."""
+def config_hash(config: str) -> str:
+    """Hash a whole config, and the code of this package."""
+    return short_hash(_config_text(config) + package_hash())
+
+
+def _config_text(config: str) -> str:
+    """All settings of a config.
+
+    Not by ``Config.pretty_text``, which takes seconds to format them.
+    """
     return str(load_config(config).to_dict())
 
 
-# Files that only show results: a change in them leaves results valid.
-SHOWING = ('figures.py', 'report.py', 'tables.py')
-
-
 @functools.cache
-def _own_code() -> str:
-    """Hash of this package, which runs all models and is some of them.
+def package_hash() -> str:
+    """Hash the Python files of this package, without those in SHOWING.
 
-    What only shows results is left out.
+    Results are kept with this hash, since this package runs all models and
+    defines some of them: a change in its code makes kept results invalid.
     """
     root = Path(mmefficientmod.__file__).parent
     paths = sorted(
@@ -85,4 +117,5 @@ def _own_code() -> str:
 
 
 def short_hash(text: str) -> str:
+    """The first 12 hexadecimal digits of the SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""What of a model is run: a forward pass, a training step, an exported one."""
+"""What is run of a model: inference, a training step, or an ONNX export."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ from torch import Tensor, nn
 
 from mmefficientmod.analysis.complexity import Network
 from mmefficientmod.benchmark.cases import DTYPES, BenchmarkCase
-from mmefficientmod.benchmark.inputs import annotations
+from mmefficientmod.benchmark.inputs import random_annotations
 from mmefficientmod.config.nodes import ConfigError
 
 
-class Loss(nn.Module):
-    """The sum of a toolbox's model's losses, for made-up annotations.
+class SummedLoss(nn.Module):
+    """The sum of the losses of a toolbox's model, for random annotations.
 
     Args:
         model: A detector, a segmentor or a classifier.
-        case: What it is run on.
-        device: Where the annotations go.
+        case: Number and size of the images.
+        device: Where the annotations are put.
+
+    Raises:
+        ConfigError: If the model is none of the three.
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class Loss(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.data_samples = annotations(model, case, device)
+        self.data_samples = random_annotations(model, case, device)
 
     def forward(self, image: Tensor) -> Tensor:
         """``(N, 3, H, W)`` to a scalar."""
@@ -49,9 +52,9 @@ class Workload:
     """A model that is ready to be run again and again.
 
     Attributes:
-        run: Runs it once, as it is timed.
-        outputs: What comes out, on the CPU in fp32.
-        forward: The way up to the loss; None where none goes back from it.
+        run: Runs the model once; this is what is timed.
+        outputs: Runs the model and returns its outputs, on the CPU in fp32.
+        forward: Runs the forward pass up to the loss; None without training.
     """
 
     run: Callable[[], Any]
@@ -60,66 +63,74 @@ class Workload:
 
 
 def prepare(model: nn.Module, case: BenchmarkCase, image: Tensor) -> Workload:
-    """Make a model ready for a case.
+    """Make a model ready to run a case.
+
+    The loss of a toolbox's model is the sum of its losses; that of a backbone
+    is the sum over its outputs of their mean squares.
 
     Args:
-        model: On the device of the image. Its mode becomes that of the case.
-        case: What is to be run.
+        model: On the device of the image. Its mode, train or eval, becomes
+            that of the case.
+        case: What is run.
         image: ``(N, 3, H, W)``, fp32.
 
     Raises:
-        ConfigError: If that is not possible here.
+        ConfigError: If the case cannot be run here or with this model.
     """
-    model.train(case.training)  # by itself: it may not return the model
-    network: nn.Module = Network(model, image.shape[-2:], len(image))
+    # Not chained: train() of OpenMMLab's modules returns None.
+    model.train(case.training)
+    height, width = image.shape[-2:]
+    network: nn.Module = Network(model, (height, width), len(image))
     if case.mode == 'onnxruntime':
-        return _exported(network, case, image)
-    whole = isinstance(model, BaseModel)
-    if case.training and whole:
-        network = Loss(model, case, image.device)
+        return _prepare_onnxruntime(network, case, image)
+    has_losses = case.training and isinstance(model, BaseModel)
+    if has_losses:
+        network = SummedLoss(model, case, image.device)
     call = torch.compile(network) if case.compiled else network
 
-    def infer() -> Any:
+    def forward() -> Any:
         with autocast(case, image.device):
             return call(image)
 
     def loss() -> Tensor:
-        outs = infer()
-        return outs if whole else sum(x.square().mean() for x in outs)
+        outs = forward()
+        if has_losses:
+            return outs
+        return torch.stack([x.square().mean() for x in outs]).sum()
 
     def train() -> None:
         model.zero_grad(set_to_none=True)
         loss().backward()
 
     def outputs() -> list[Tensor]:
-        # A copy: CUDA graphs use their memory again.
-        return [x.detach().float().cpu().clone() for x in infer()]
+        # Cloned: the next run of a CUDA graph overwrites its outputs.
+        return [x.detach().float().cpu().clone() for x in forward()]
 
     if case.training:
         return Workload(train, outputs, loss)
     no_grad = torch.no_grad()
-    return Workload(no_grad(infer), no_grad(outputs))
+    return Workload(no_grad(forward), no_grad(outputs))
 
 
 def autocast(
     case: BenchmarkCase, device: torch.device
 ) -> contextlib.AbstractContextManager:
-    """Mixed precision as the case wants it; none for fp32."""
+    """Mixed precision in the case's dtype; nothing for fp32."""
     if case.dtype == 'fp32':
         return contextlib.nullcontext()
     return torch.autocast(device.type, DTYPES[case.dtype])
 
 
-def _exported(
+def _prepare_onnxruntime(
     network: nn.Module, case: BenchmarkCase, image: Tensor
 ) -> Workload:
-    """An exported network in ONNX Runtime, on the device of the image."""
+    """Export a network, and load it in ONNX Runtime on the image's device."""
     if case.dtype != 'fp32':
         raise ConfigError(
             f'onnxruntime runs the exported model in fp32, not {case.dtype}'
         )
     try:
-        import onnx  # noqa: F401 PyTorch's exporter imports it, too late
+        import onnx  # noqa: F401 PyTorch's exporter imports it only at its end
         import onnxruntime
     except ImportError as error:
         raise ConfigError(
@@ -137,14 +148,15 @@ def _exported(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = case.threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors alone
+    options.log_severity_level = 3  # errors only
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, 'model.onnx'))
         _export(network, image, path)
         session = onnxruntime.InferenceSession(
             path, options, providers=[provider]
         )
-    # Bound once, so that no copy between the devices is timed.
+    # Input and outputs are bound once to memory on the device, so that no
+    # copy between the devices is timed.
     binding = session.io_binding()
     binding.bind_ortvalue_input(
         session.get_inputs()[0].name,
@@ -166,17 +178,18 @@ def _exported(
 
 
 def _export(network: nn.Module, image: Tensor, path: str) -> None:
-    """Write a network as ONNX.
+    """Write a network as ONNX, by the exporter that traces it.
 
-    By the exporter that traces: it is the one that both stacks have, takes
-    seconds where the one behind ``dynamo=True`` takes tens of them, and the
-    models run equally fast. Opset 17 is the last that PyTorch 2.1 knows.
+    Both stacks have this exporter. The newer one (``dynamo=True``) takes
+    tens of seconds instead of seconds, and the models run equally fast.
+    Opset 17 is the latest that PyTorch 2.1 can write.
     """
     arguments: dict[str, Any] = dict(opset_version=17)
-    # Older PyTorch has that exporter alone, and no such argument.
+    # PyTorch 2.1 has only this exporter, and not the argument.
     if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
         arguments['dynamo'] = False
-    # The mode that it puts back at its end; what is folded has no other.
+    # The exporter restores the mode of the network that it was given, and a
+    # folded model refuses any other mode than eval.
     network.eval()
     with _silence(), torch.no_grad():
         torch.onnx.export(network, (image,), path, **arguments)
@@ -184,6 +197,7 @@ def _export(network: nn.Module, image: Tensor, path: str) -> None:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
+    """Drop what the exporter prints, and its warnings."""
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),

@@ -1,4 +1,4 @@
-"""What a real training says of its cost, besides the time in its log."""
+"""A hook that logs the cost of a training step."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from mmefficientmod.registry import HOOKS
 
 @HOOKS.register_module()
 class StepCostHook(Hook):
-    """Logs ``params`` and, without CUDA, ``saved_bytes``, of the first step.
+    """Logs ``params`` and, without CUDA, ``saved_bytes`` of the first step.
 
-    The latter is what autograd keeps for the backward pass, without weights
-    and input. With CUDA, MMEngine logs the allocator's peak as ``memory``.
+    ``params`` is the number of parameters of the model. ``saved_bytes`` is
+    what autograd saves for the backward pass, without weights and input. With
+    CUDA, MMEngine logs the allocator's peak as ``memory``, in MiB.
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Count, and see to it that the first forward pass is watched."""
+        """Log ``params``, and watch the first forward pass."""
         params = sum(x.numel() for x in runner.model.parameters())
         runner.visualizer.add_scalars(dict(params=params))
         if is_cuda_available():
@@ -32,14 +33,15 @@ class StepCostHook(Hook):
         def begin(model: nn.Module, args: tuple) -> None:
             saved.__enter__()
 
-        # Not in the backward pass, in which `with_cp` runs parts again.
+        # At the end of the forward pass: in the backward pass, `with_cp` runs
+        # blocks again, which saves tensors for a moment.
         def end(model: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
             saved.__exit__(None, None, None)
             for handle in handles:
                 handle.remove()
             known = [*model.parameters(), kwargs['inputs']]
-            found = dict(saved_bytes=saved.nbytes(known))
-            runner.visualizer.add_scalars(found)
+            scalars = dict(saved_bytes=saved.nbytes(known))
+            runner.visualizer.add_scalars(scalars)
 
         handles = (
             runner.model.register_forward_pre_hook(begin),

@@ -1,4 +1,4 @@
-"""Trained models side by side: a table, files and a picture of the curves."""
+"""Trained models side by side: a table, files and a figure of the curves."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmefficientmod.benchmark.figures import mark, panels, save
+from mmefficientmod.benchmark.figures import marker_of, save, subplots
 from mmefficientmod.benchmark.tables import (
     Column,
-    cells,
     describe,
     markdown_table,
+    table_cells,
 )
 from mmefficientmod.benchmark.training.runs import MINI, WARM_UP, Recipe, Run
 
-# Losses of single iterations jump: means of as many parts are drawn.
-PARTS = 10
+# The loss varies between iterations: the curve has the means of this many
+# consecutive intervals.
+LOSS_INTERVALS = 10
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def _spread(values: Sequence[float]) -> float | None:
+def _deviation(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
@@ -40,41 +41,47 @@ def _median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _millions(values: Sequence[float | None]) -> float | None:
-    """Of the largest."""
+def _largest_in_millions(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return 1e-6 * max(known) if known else None
 
 
-# Of all runs of a model, and of those that are finished, if any.
+# From all runs of a model and the finished ones among them.
 COLUMNS = (
-    Column('model', 'model', '', lambda own, done: own[0].model),
+    Column('model', 'model', '', lambda runs, done: runs[0].model),
     Column(
         'miou', 'mIoU', '.2f',
-        lambda own, done: _mean([run.final_miou for run in done])),
+        lambda runs, done: _mean([run.final_miou for run in done])),
     Column(
         'miou_std', '±', '.2f',
-        lambda own, done: _spread([run.final_miou for run in done])),
+        lambda runs, done: _deviation([run.final_miou for run in done])),
     Column(
         'seconds', 's/iter', '.3f',
-        lambda own, done: _median([run.seconds for run in done])),
+        lambda runs, done: _median([run.seconds for run in done])),
     Column(
         'memory_mb', 'MB', '.1f',
-        lambda own, done: _millions([run.memory for run in done])),
+        lambda runs, done: _largest_in_millions([x.memory for x in done])),
     Column(
         'params_m', 'M params', '.2f',
-        lambda own, done: _millions([run.params for run in done])),
+        lambda runs, done: _largest_in_millions([x.params for x in done])),
     Column(
         'seeds', 'seeds', '',
-        lambda own, done: ' '.join(str(run.seed) for run in done) or None),
+        lambda runs, done: ' '.join(str(run.seed) for run in done) or None),
     Column(
         'error', 'failed', '',
-        lambda own, done: '; '.join(failures(own)) or None),
+        lambda runs, done: '; '.join(failures(runs)) or None),
+)  # fmt: skip
+# Errors have lines of their own, see failures().
+TABLE_COLUMNS = COLUMNS[:-1]
+# Keys of the columns, the most important first: where a terminal is narrow,
+# those at the end are left out.
+PRIORITY = (
+    'model', 'miou', 'seconds', 'memory_mb', 'miou_std', 'params_m', 'seeds',
 )  # fmt: skip
 
 
-def values(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A dict for each model, by the keys of the columns, in their order."""
+def model_values(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """For each model, the values of all columns by their keys."""
     rows = []
     for model in dict.fromkeys(run.model for run in runs):
         own = [run for run in runs if run.model == model]
@@ -84,7 +91,7 @@ def values(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def failures(runs: Sequence[Run]) -> list[str]:
-    """A line for each run that failed."""
+    """A line for each run that failed, with the error."""
     return [
         f'{run.model}, seed {run.seed}: {run.error}'
         for run in runs
@@ -93,20 +100,19 @@ def failures(runs: Sequence[Run]) -> list[str]:
 
 
 def outcome(run: Run) -> str:
-    """A run in a few words."""
+    """The result of a run in a few words."""
     if run.error:
         return f'failed, {run.error}'
     return f'mIoU {run.final_miou:.2f}, {run.seconds:.3f} s an iteration'
 
 
-def run_cells(runs: Sequence[Run]) -> list[list[str]]:
-    """Titles and written values; for reasons, see :func:`failures`."""
-    shown = [column for column in COLUMNS if column.key != 'error']
-    return cells(shown, values(runs))
-
-
 def caption(recipe: Recipe, cuda: bool) -> str:
-    """What was trained, and what the table does not say."""
+    """What was trained, and what the columns of the table mean.
+
+    Args:
+        recipe: How the models were trained.
+        cuda: Whether on a GPU, where memory is measured in another way.
+    """
     data = (
         'the generated miniature of ADE20K'
         if recipe.on == MINI
@@ -116,7 +122,7 @@ def caption(recipe: Recipe, cuda: bool) -> str:
     memory = (
         "the allocator's peak"
         if cuda
-        else 'what autograd saves for the backward pass, without weights'
+        else 'saved by autograd for the backward pass, without weights'
     )
     return (
         f'Semantic FPN on {data}, trained from random weights for '
@@ -124,27 +130,28 @@ def caption(recipe: Recipe, cuda: bool) -> str:
         f'{"s" * (recipe.threads > 1)}. mIoU in per cent over the classes '
         'present, mean and standard deviation over the seeds; s/iter: median '
         f'after the first {WARM_UP}; MB: '
-        f'{memory}. So few images and iterations say how fast a model learns '
-        'them, and nothing about ADE20K.'
+        f'{memory}. Such short trainings on few images show how fast a model '
+        'learns these images, and nothing about ADE20K.'
     )
 
 
 def write(
     runs: Sequence[Run], text: str, machine: dict[str, str], folder: Path
 ) -> list[Path]:
-    """Write a table as CSV, Markdown and JSON, and a picture of the curves.
+    """Write the table as CSV, Markdown and JSON, and a figure of the curves.
 
     Args:
-        runs: What to show.
-        text: What was trained; see :func:`caption`.
-        machine: On what.
-        folder: Where to; it is made.
+        runs: All runs.
+        text: The caption of the table; see :func:`caption`.
+        machine: Machine and versions of the runs.
+        folder: Where the files are written; made if it does not exist.
 
     Returns:
-        The files that were written.
+        The files that were written: ``results.csv``, ``.md``, ``.json`` and,
+        if any run is finished, ``curves.png``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rows = values(runs)
+    rows = model_values(runs)
     paths = [folder / f'results.{x}' for x in ('csv', 'md', 'json')]
     with paths[0].open('w', newline='') as file:
         writer = csv.DictWriter(file, [*rows[0], *machine])
@@ -153,7 +160,7 @@ def write(
     parts = [
         describe(machine),
         text,
-        markdown_table(run_cells(runs)),
+        markdown_table(table_cells(TABLE_COLUMNS, rows)),
         *failures(runs),
     ]
     paths[1].write_text('\n\n'.join(parts) + '\n')
@@ -164,42 +171,43 @@ def write(
         runs=[dataclasses.asdict(run) for run in runs],
     )
     paths[2].write_text(json.dumps(content, indent=1) + '\n')
-    picture = folder / 'curves.png'
-    picture.unlink(missing_ok=True)  # one of earlier results
+    figure = folder / 'curves.png'
+    figure.unlink(missing_ok=True)  # of earlier results
     done = [run for run in runs if run.finished]
     if done:
-        save(curves(done), picture, machine)
-        paths.append(picture)
+        save(curves(done), figure, machine)
+        paths.append(figure)
     return paths
 
 
 def curves(runs: Sequence[Run]) -> Figure:
-    """mIoU and loss against iterations, for each model.
+    """Draw mIoU and loss of each model against the iterations.
 
-    The line is the mean over the seeds, the band reaches from the lowest to
-    the highest.
+    The line is the mean over the seeds, the band reaches from the lowest
+    value to the highest.
 
     Args:
-        runs: Finished ones.
+        runs: Finished runs.
     """
-    figure, ((left, right),) = panels(2, 1)
+    figure, axes = subplots(2, 1)
+    left, right = axes[0]
     figure.set_size_inches(12, 5)
-    # The legend is read from the best down.
-    models = {run.model: [] for run in runs}
+    by_model: dict[str, list[Run]] = {}
     for run in runs:
-        models[run.model].append(run)
-    best = sorted(
-        models,
-        key=lambda x: -statistics.fmean(r.final_miou for r in models[x]),
+        by_model.setdefault(run.model, []).append(run)
+    # The legend is in the order of drawing: the best first.
+    best_first = sorted(
+        by_model,
+        key=lambda x: -statistics.fmean(r.final_miou for r in by_model[x]),
     )
-    colours = colormaps['tab20'].colors
-    for i, model in enumerate(best):
+    colours = colormaps['tab20']
+    for i, model in enumerate(best_first):
         style = dict(
-            color=colours[i % len(colours)],
-            marker=mark(model)[0],
+            color=colours(i % colours.N),
+            marker=marker_of(model)[0],
             label=model,
         )
-        own = models[model]
+        own = by_model[model]
         _draw(left, [list(r.miou) for r in own],
               [list(r.miou.values()) for r in own], style)  # fmt: skip
         smooth = [_smooth(r.losses) for r in own]
@@ -219,7 +227,14 @@ def _draw(
     runs: Sequence[Sequence[float]],
     style: dict[str, Any],
 ) -> None:
-    """A line and a band; all runs have the same steps."""
+    """Draw the mean of several runs as a line, and their range as a band.
+
+    Args:
+        ax: Where to draw.
+        steps: For each run, the iterations; the same in all.
+        runs: For each run, the values at these iterations.
+        style: Colour, marker and label.
+    """
     array = np.array(runs)
     ax.plot(steps[0], array.mean(0), **style)
     ax.fill_between(
@@ -233,10 +248,16 @@ def _draw(
 
 
 def _smooth(losses: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Means of the losses, and in the middle of which iterations."""
-    parts = np.array_split(np.arange(len(losses)), min(len(losses), PARTS))
+    """Average the losses over consecutive intervals.
+
+    Returns:
+        The middle of each interval, in iterations, and the mean loss in it.
+    """
+    intervals = np.array_split(
+        np.arange(len(losses)), min(len(losses), LOSS_INTERVALS)
+    )
     array = np.array(losses)
     return (
-        [float(part.mean()) + 1 for part in parts],
-        [float(array[part].mean()) for part in parts],
+        [float(x.mean()) + 1 for x in intervals],
+        [float(array[x].mean()) for x in intervals],
     )

@@ -1,7 +1,7 @@
-"""Training one model after the other in the same way: ``tools/compare.py``.
+"""Trainings of several models by the same recipe: ``tools/compare.py``.
 
-Each run is ``tools/train.py`` in a process and a folder of its own. What it
-logged is kept there, with how it was made, so that it need not be made again.
+Each run is ``tools/train.py`` in a process and a folder of its own. The folder
+keeps its figures and its settings, so that the run need not be repeated.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from mmefficientmod.messages import shorten
 
 CONFIG = 'mmefficientmod::_base_/semantic_fpn_compare.py'
 MINI = 'mini'
-# Shares of the training after which mIoU is measured.
-VALIDATIONS = 5
-# The first iterations take longer: memory is taken, kernels are chosen.
+VALIDATIONS = 5  # of each training
+# The first iterations take longer: memory is allocated, kernels are chosen.
 WARM_UP = 5
 FILE = 'run.json'
 LOG = 'output.txt'
+# What MMEngine logs of an iteration, and the last line of an error.
 ITERATION = re.compile(r'Iter\(train\) *\[ *(\d+)/(\d+)\]')
 ERROR = re.compile(
     r'error: .+|(\w+\.)*[A-Z]\w*(Error|Exception|Interrupt): .+'
@@ -41,16 +41,19 @@ ERROR = re.compile(
 
 @dataclass(frozen=True)
 class Recipe:
-    """What all runs have in common.
+    """The settings that all runs of a comparison share.
 
     Attributes:
-        on: ``mini`` for the generated miniature, or the folder of a data set
-            in ADE20K's layout.
-        iters: Length of the training.
-        crop: Side of the crops, in pixels; images are scaled so that their
-            shorter side is as long. Default: None, as the recipe or the
-            miniature has it.
-        threads: Of the CPU, for one operator.
+        on: ``mini`` for the generated miniature of ADE20K, or the folder of a
+            data set in ADE20K's layout.
+        iters: Length of each training, in iterations.
+        crop: Side of the square crops, in pixels; images are scaled so that
+            their shorter side is equally long. None for that of the config
+            or of the miniature.
+        threads: CPU threads that one operator may use.
+
+    Raises:
+        ConfigError: If ``on`` is neither ``mini`` nor such a folder.
     """
 
     on: str
@@ -59,28 +62,33 @@ class Recipe:
     threads: int
 
     def __post_init__(self) -> None:
-        for part in ('images/training', 'images/validation'):
-            if self.on != MINI and not Path(self.on, part).is_dir():
+        for folder in ('images/training', 'images/validation'):
+            if self.on != MINI and not Path(self.on, folder).is_dir():
                 raise ConfigError(
                     f'--on {self.on} is neither {MINI} nor a data set in '
-                    f"ADE20K's layout: there is no {Path(self.on, part)}"
+                    f"ADE20K's layout: there is no {Path(self.on, folder)}"
                 )
 
     def arguments(self, backbone: str, seed: int) -> list[str]:
-        """Those of ``tools/train.py``, but for the work dir."""
+        """The arguments of ``tools/train.py``, without the work dir.
+
+        Args:
+            backbone: Name or dict of the backbone.
+            seed: Seed of weights, order of the data and augmentation.
+        """
         options: dict[str, Any] = {
             'randomness.seed': seed,
             'train_cfg.max_iters': self.iters,
             'train_cfg.val_interval': max(1, self.iters // VALIDATIONS),
             'default_hooks.logger.interval': 1,
-            # The weights are of no use to anyone.
+            # Nobody needs the weights, and they would fill the disk.
             'default_hooks.checkpoint.interval': -1,
             'default_hooks.checkpoint.save_last': False,
         }
         if self.on != MINI:
             options['data_root'] = self.on
             for loader in ('train_dataloader', 'val_dataloader'):
-                # Workers would take cores from some more than from others.
+                # Workers would compete with the training for the cores.
                 options[f'{loader}.num_workers'] = 0
                 options[f'{loader}.persistent_workers'] = False
         if self.crop:
@@ -102,16 +110,18 @@ class Run:
 
     Attributes:
         model: Name of the backbone.
-        seed: Of weights, order of the data and augmentation.
-        made: How it was made: arguments, code, threads, machine.
-        params: Parameters of the whole segmentor.
+        seed: Seed of weights, order of the data and augmentation.
+        made: Its settings: arguments of ``tools/train.py``, hash of the
+            code, threads and machine.
+        params: Number of parameters of the whole segmentor.
         memory: Bytes. On CUDA the allocator's peak; on a CPU what autograd
             saves in a step for the backward pass, without the weights.
         times: Seconds of each iteration.
-        losses: After each iteration.
-        miou: Per cent over the classes present, by the iterations before.
-        error: Why there is nothing more, in one line.
-        finished: Whether it came to its end.
+        losses: Loss of each iteration.
+        miou: For each validation, the number of iterations before it and the
+            mean IoU over the classes present in the data, in per cent.
+        error: Why it failed, in one line; None if it did not.
+        finished: Whether the training came to its end.
     """
 
     model: str
@@ -127,21 +137,24 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Of an iteration: the median after the warm-up."""
+        """Median time of an iteration after the warm-up, in seconds."""
         skipped = min(WARM_UP, len(self.times) // 2)
         return statistics.median(self.times[skipped:])
 
     @property
     def final_miou(self) -> float:
-        """At the end of the training."""
+        """mIoU of the last validation, in per cent."""
         return self.miou[max(self.miou)]
 
     @classmethod
     def load(cls, folder: Path) -> Run | None:
-        """That of a folder; None where there is none.
+        """Read the run of a folder.
+
+        Returns:
+            None if the folder does not exist.
 
         Raises:
-            ConfigError: If the folder is somebody else's.
+            ConfigError: If the folder holds anything else than a run.
         """
         path = folder / FILE
         if not folder.exists():
@@ -157,24 +170,27 @@ class Run:
         return run
 
     def save(self, folder: Path) -> None:
-        """Write it, so that Ctrl-C leaves it whole."""
+        """Write the run to its folder, whole or not at all."""
         with atomic_write(folder / FILE) as draft:
             draft.write_text(json.dumps(dataclasses.asdict(self)) + '\n')
 
     def read(self, folder: Path) -> None:
-        """Take in what MMEngine logged.
+        """Set the figures from what MMEngine logged.
+
+        Args:
+            folder: The work dir of the training.
 
         Raises:
-            ValueError: If it logged less than a whole training.
+            ValueError: If the log is not that of a whole training.
         """
-        lines = []
+        lines: list[dict[str, Any]] = []
         for path in folder.glob('*/vis_data/scalars.json'):
             lines += map(json.loads, path.read_text().splitlines())
         for line in lines:
             self.params = line.get('params', self.params)
             if 'saved_bytes' in line:
                 self.memory = line['saved_bytes']
-            if 'memory' in line:  # in MiB, since the line before
+            if 'memory' in line:  # peak since the line before, in MiB
                 self.memory = max(self.memory or 0, line['memory'] * 2**20)
             if 'loss' in line:
                 self.times.append(line['time'])
@@ -186,36 +202,44 @@ class Run:
 
 
 def plan(
-    candidates: Sequence[ModelSpec],
+    specs: Sequence[ModelSpec],
     seeds: Sequence[int],
     recipe: Recipe,
     machine: dict[str, str],
 ) -> list[Run]:
-    """The runs, all models of a seed before the next seed."""
+    """The runs to make: all models with one seed, then with the next."""
     return [
         Run(
-            candidate.name,
+            spec.name,
             seed,
             dict(
-                arguments=recipe.arguments(candidate.name, seed),
-                source=candidate.source,
+                arguments=recipe.arguments(spec.name, seed),
+                source=spec.source,
                 threads=recipe.threads,
                 machine=machine,
             ),
         )
         for seed in seeds
-        for candidate in candidates
+        for spec in specs
     ]
 
 
 def folder_of(run: Run, out: Path) -> Path:
-    """Where a run is kept."""
+    """The folder of a run, below that of all runs."""
     name = re.sub(r'[^\w.-]+', '_', run.model)[:100]
     return out / name / f'seed{run.seed}'
 
 
 def find(run: Run, out: Path) -> Run | None:
-    """The finished run that was made as a planned one is to be."""
+    """The finished run with the settings of a planned one, if there is one.
+
+    Args:
+        run: The planned run.
+        out: Folder of all runs.
+
+    Raises:
+        ConfigError: If its folder holds anything else than a run.
+    """
     kept = Run.load(folder_of(run, out))
     if kept is not None and kept.finished and kept.made == run.made:
         return kept
@@ -225,29 +249,32 @@ def find(run: Run, out: Path) -> Run | None:
 def train(
     run: Run, out: Path, script: Path, progress: Callable[[float], None]
 ) -> None:
-    """Make a run, in the place of what its folder has.
+    """Train a model, and replace the run that its folder has.
 
-    A failure ends in :attr:`Run.error`, whatever happened to the process.
+    If the process fails, :attr:`Run.error` says why.
 
     Args:
-        run: What to make; filled in.
+        run: The planned run; gets the figures.
         out: Folder of all runs.
         script: ``tools/train.py``.
         progress: Called with the share that is done, 0 to 1.
+
+    Raises:
+        ConfigError: If the run's folder holds anything else than a run.
     """
     folder = folder_of(run, out)
-    if Run.load(folder) is not None:  # ours
+    if Run.load(folder) is not None:  # so nothing else is removed
         shutil.rmtree(folder)
     run.save(folder)
     arguments = [*run.made['arguments'], '--work-dir', str(folder)]
-    code = _call(
+    status = _run_process(
         [sys.executable, '-u', str(script), *arguments],
         run.made['threads'],
         folder / LOG,
         progress,
     )
-    if code:
-        run.error = reason(code, (folder / LOG).read_text())
+    if status:
+        run.error = failure_of(status, (folder / LOG).read_text())
     else:
         try:
             run.read(folder)
@@ -257,19 +284,23 @@ def train(
     run.save(folder)
 
 
-def _call(
+def _run_process(
     command: list[str],
     threads: int,
     log: Path,
     progress: Callable[[float], None],
 ) -> int:
-    """Run a training, with its output in a file; its exit status."""
-    numbers = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS')
+    """Run a training, and write its output to a file.
+
+    Returns:
+        The exit status; negative for a signal.
+    """
+    variables = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS')
     with (
         log.open('w') as file,
         subprocess.Popen(
             command,
-            env=os.environ | dict.fromkeys(numbers, str(threads)),
+            env=os.environ | dict.fromkeys(variables, str(threads)),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -277,24 +308,30 @@ def _call(
         ) as process,
     ):
         try:
-            for line in process.stdout:
+            for line in process.stdout or ():
                 file.write(line)
                 if done := ITERATION.search(line):
                     progress(int(done[1]) / int(done[2]))
             return process.wait()
-        except BaseException:  # Ctrl-C: it shall not go on alone
+        except BaseException:  # Ctrl-C, too: do not leave it running
             process.kill()
             process.wait()
             raise
 
 
-def reason(code: int, output: str) -> str:
-    """Why a process failed, in one line, from its exit status and output."""
-    if code < 0:
-        name = signal.Signals(-code).name
-        hint = ', which may be for lack of memory'
+def failure_of(status: int, output: str) -> str:
+    """Say in one line why a process failed.
+
+    Args:
+        status: Its exit status; negative for a signal.
+        output: All that it printed. The last error counts, or else the last
+            line.
+    """
+    if status < 0:
+        name = signal.Signals(-status).name
+        hint = ', perhaps for lack of memory'
         return f'ended by {name}{hint * (name == "SIGKILL")}'
     lines = [x.strip() for x in output.splitlines() if x.strip()]
     errors = [x for x in lines if ERROR.fullmatch(x)]
-    text = [f'exit status {code}', *lines[-1:], *errors[-1:]][-1]
+    text = [f'exit status {status}', *lines[-1:], *errors[-1:]][-1]
     return shorten(text.removeprefix('error: '))
