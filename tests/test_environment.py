@@ -72,7 +72,11 @@ def test_bug_report_tells_whether_ops_are_compiled(
     else:
         (tmp_path / '_ext.py').write_text(module)
         monkeypatch.setattr(mmcv, '__path__', [str(tmp_path), *mmcv.__path__])
-        monkeypatch.delitem(sys.modules, 'mmcv._ext', raising=False)
+        # Set before they are removed, so that monkeypatch restores both even
+        # where mmcv._ext was not imported yet.
+        monkeypatch.setattr(mmcv, '_ext', None, raising=False)
+        monkeypatch.setitem(sys.modules, 'mmcv._ext', None)
+        del sys.modules['mmcv._ext']
     assert report_lines()['mmcv ops'].startswith(expected)
 
 
