@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writing a file whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """Write a file so that an interruption leaves the old one, or none.
+    """Write a file in one step, so that an interruption cannot damage it.
 
-    The folder is made if it does not exist.
+    An interruption leaves the old file, or none if there was none. The folder
+    is made if it does not exist.
 
     Args:
         path: The file to write.
 
     Yields:
-        A temporary path in the same folder, where the caller writes the
-        file. It takes the place of ``path`` when the block ends without an
-        error, and is removed otherwise.
+        A temporary path in the same folder, to which the caller writes. That
+        file replaces ``path`` when the block ends without an error, and is
+        removed otherwise.
 
     Raises:
         OSError: If the folder cannot be made or written to.

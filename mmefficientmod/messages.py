@@ -1,4 +1,4 @@
-"""Parts of the sentences in which a tool tells a person about a mistake."""
+"""Parts of error messages: hints, shortened reasons and lists of names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def did_you_mean(
     cutoff: float = 0.6,
     form: str = '{}',
 ) -> str:
-    """A question that offers the known names closest to a misspelt one.
+    """A hint with the known names that are closest to a misspelt one.
 
     Args:
         name: The misspelt name.
@@ -35,12 +35,33 @@ def did_you_mean(
 
 
 def shorten(reason: str, length: int = REASON_LENGTH) -> str:
-    """The first line of a reason that says something, cut where it is long.
+    """The first line of a text that is not blank, cut to a length.
 
     Args:
-        reason: Any text.
+        reason: Any text, such as that of an exception.
         length: Most characters of the result. Default: 200.
+
+    Returns:
+        The line, with ``...`` where it was cut; ``'no message'`` for a blank
+        text.
     """
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
     line = ' '.join(lines[0].split()) if lines else 'no message'
     return line if len(line) <= length else line[: length - 3] + '...'
+
+
+def list_some(names: Iterable[object], most: int = 4) -> str:
+    """The first of some names, separated by commas, and how many follow.
+
+    Args:
+        names: Any values.
+        most: How many of them to write out. Default: 4.
+
+    Returns:
+        ``'a, b, c, d and 3 more'``; ``'nothing'`` without names.
+    """
+    texts = [str(name) for name in names]
+    if not texts:
+        return 'nothing'
+    rest = len(texts) - most
+    return ', '.join(texts[:most]) + (f' and {rest} more' if rest > 0 else '')

@@ -1,6 +1,7 @@
 """Loading weights: every way in which the authors' files may come."""
 
 import argparse
+import copy
 import logging
 import os
 import pickle
@@ -9,10 +10,12 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel, PretrainedInit
+from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 from mmefficientmod import EfficientMod
+from mmefficientmod.checkpoint.loading import load_strictly, load_whole
 from mmefficientmod.checkpoint.reading import CheckpointError, read_checkpoint
 
 TINY = dict(
@@ -203,8 +206,8 @@ def test_code_in_a_file_is_not_run(tmp_path, official, namespace, monkeypatch):
     [
         (b'not a checkpoint', 'cannot be read|not read'),
         (b'', 'cannot be read'),
-        ({'epoch': 3}, 'holds no weights.*epoch'),
-        ([1, 2], 'holds no weights'),
+        ({'epoch': 3}, 'has no weights.*epoch'),
+        ([1, 2], 'has no weights'),
         (None, 'does not exist'),
     ],
 )
@@ -266,3 +269,59 @@ def test_init_weights_without_a_checkpoint_keeps_the_weights(source):
     before = {k: v.clone() for k, v in source.state_dict().items()}
     source.init_weights()
     assert_close(dict(source.state_dict()), before, rtol=0, atol=0)
+
+
+def without_counters(weights):
+    """Weights as converted from TensorFlow, with PyTorch's version marks."""
+    weights = copy.copy(weights)
+    for name in [k for k in weights if k.endswith('num_batches_tracked')]:
+        del weights[name]
+    return weights
+
+
+def batch_norms(count=2):
+    torch.manual_seed(count)
+    layers = [nn.Conv2d(3, 3, 1), *(nn.BatchNorm2d(3) for _ in range(count))]
+    model = nn.Sequential(*layers)
+    model(torch.rand(4, 3, 2, 2))
+    return model
+
+
+@pytest.mark.parametrize('as_dict', [False, True])
+def test_counters_of_batch_norms_may_be_missing_in_the_file(as_dict):
+    source, model, whole = batch_norms(), batch_norms(), batch_norms()
+    weights = without_counters(source.state_dict())
+    with pytest.raises(RuntimeError, match='num_batches_tracked'):
+        model.load_state_dict(weights)  # PyTorch alone refuses it
+    weights = dict(weights) if as_dict else weights
+    assert load_strictly(model, weights, 'c.pth') == ([], [])
+    load_whole(whole, dict(state_dict=weights), 'c.pth')
+    expected = source.state_dict()
+    assert_close(dict(model.state_dict()), dict(expected))
+    assert_close(dict(whole.state_dict()), dict(expected))
+
+
+def test_counters_of_batch_norms_may_be_missing_in_the_model():
+    weights = batch_norms().state_dict()
+    model = batch_norms()
+    for norm in model[1:]:
+        norm.num_batches_tracked = None
+    assert load_strictly(model, weights, 'c.pth') == ([], [])
+    assert_close(model[1].running_var, weights['1.running_var'])
+
+
+def test_other_buffers_of_batch_norms_may_not_be_missing():
+    weights = without_counters(batch_norms().state_dict())
+    del weights['1.running_var']
+    message = '9 of the 10 keys of the model match; the file lacks 1.running_v'
+    with pytest.raises(CheckpointError, match=message):
+        load_strictly(batch_norms(), weights, 'c.pth')
+    with pytest.raises(CheckpointError, match='lacks 1.running_var'):
+        load_whole(batch_norms(), weights, 'c.pth')
+    counters = {
+        k: v
+        for k, v in batch_norms().state_dict().items()
+        if k.endswith('num_batches_tracked')
+    }
+    with pytest.raises(CheckpointError, match='0 of the 10 keys'):
+        load_strictly(batch_norms(), counters, 'c.pth')

@@ -247,6 +247,29 @@ def test_teacher_sees_what_it_was_trained_on(resnet, preprocessor, size):
         assert_close(logits.double(), model(wanted), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('kind', ['timm', 'dict'])
+def test_teacher_weights_may_lack_counters(tmp_path, resnet, student, kind):
+    if kind == 'timm':
+        model, source = resnet[0], 'timm:test_resnet'
+    else:
+        source = classifier(
+            backbone=dict(type='ResNet', depth=18),
+            head=dict(type='LinearClsHead', num_classes=CLASSES,
+                      in_channels=512),
+        )  # fmt: skip
+        model = build(source).eval()
+    weights = model.state_dict()
+    for name in [k for k in weights if k.endswith('num_batches_tracked')]:
+        del weights[name]
+    path = str(tmp_path / 'c.pth')
+    torch.save(dict(state_dict=weights), path)
+    teacher = Teacher(source, path, student=student, num_classes=CLASSES)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        teacher(torch.zeros(1, 3, 32, 32))
+    found = teacher.network.model.state_dict()
+    assert_close({k: found[k] for k in weights}, dict(weights))
+
+
 def test_images_of_the_same_normalisation_are_left_alone(resnet):
     seen = []
     same = ImgDataPreprocessor([127.5] * 3, [127.5] * 3, bgr_to_rgb=True)

@@ -1,13 +1,15 @@
-"""Whole checkpoints of others in this project's layout.
+"""Converting a checkpoint of the authors to the layout of this project.
 
-The authors' files come in two kinds. A classifier, from timm's training
-script, has the backbone's names bare and ``head.weight``. Detectors and
-segmentors, from mmdet 2 and mmseg 0, have ``backbone.`` before them, and necks
-and heads under the names that MMDetection 3 and MMSegmentation 1 still use.
+The authors' files come in two kinds. In a classifier, from timm's training
+script, the names of the backbone have no prefix, and the head is
+``head.weight`` and ``head.bias``. In detectors and segmentors, from mmdet 2
+and mmseg 0, the names of the backbone begin with ``backbone.``, and necks and
+heads have the names that MMDetection 3 and MMSegmentation 1 still use.
 
-In the layout written here a backbone alone has the names of our module, and a
-whole model has them after ``backbone.``, the rest as its toolbox names it; a
-classifier's head is ``head.fc``. That is MMPretrain's layout, too.
+In the layout of this project, the file of a backbone has the names of our
+module. The file of a whole model has the prefix ``backbone.`` before them, and
+the names of its toolbox for the rest; the head of a classifier is ``head.fc``.
+MMPretrain's layout is the same.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from mmefficientmod.checkpoint.reading import (
     CheckpointError,
     read_checkpoint,
     select_weights,
+    weights_below,
 )
 from mmefficientmod.models.backbones.efficientmod import (
     ARCHS,
@@ -45,6 +48,7 @@ from mmefficientmod.models.layers.reparam import (
 )
 from mmefficientmod.version import __version__
 
+# What a conversion writes: the whole model or its backbone.
 PARTS = ('model', 'backbone')
 VARIANTS = ARCHS | MBCONV_ARCHS
 
@@ -55,14 +59,15 @@ class Conversion:
 
     Attributes:
         weights: Tensors under their new names.
-        names: New name of each tensor of the source, None where left out.
-        kind: ``'classifier'``, ``'detector'``, ``'segmentor'`` or
-            ``'backbone'``: what the source is.
-        arch: Variant of the backbone, None for one that has no name.
-        source: A phrase that says which weights of the source these are.
-        meta: What the new file says of itself.
-        reparam: Parallel branches that the weights have.
-        merged: Parallel branches that were merged.
+        names: New name of each tensor of the source; None if the conversion
+            leaves it out.
+        kind: Kind of model in the source: ``'classifier'``, ``'detector'``,
+            ``'segmentor'`` or ``'backbone'``.
+        arch: Variant of the backbone; None if its widths are of no variant.
+        source: A phrase that says which weights of the source were taken.
+        meta: The dict ``meta`` of the new file; see :func:`describe`.
+        reparam: Parallel branches in the weights. Default: none.
+        merged: Parallel branches that were merged. Default: none.
     """
 
     weights: dict[str, Tensor]
@@ -82,18 +87,23 @@ def convert_checkpoint(
     model: nn.Module | None = None,
     deploy: bool = False,
 ) -> Conversion:
-    """Read a checkpoint and rename what it holds, all of it or nothing.
+    """Read a checkpoint, rename its tensors, and check that they fit.
 
     Args:
-        path: File of the authors, or one of this project.
-        part: ``'model'`` for all of the file, ``'backbone'`` for that alone.
-        use_ema: Take the averaged weights of a file that holds both.
+        path: File of the authors, or a checkpoint of this project.
+        part: ``'model'`` for all tensors of the file, ``'backbone'`` for those
+            of the backbone. Default: ``'model'``.
+        use_ema: Take the averaged weights of a file that has both. Default:
+            False.
         model: A detector, segmentor or classifier that the result must fit.
-            Without it the backbone must be one of the variants and fit, and
-            a classifier's head, too; other heads stay unchecked.
-        deploy: Merge the parallel branches of a re-parameterised training, so
-            that the result is a checkpoint of the plain variant. Those of the
-            model are merged, too.
+            Default: None; then the backbone, and the head of a classifier,
+            must fit one of the variants, and other heads are not checked.
+        deploy: Merge the parallel branches of a training with ``reparam``, in
+            the weights and in ``model``, so that the result is a checkpoint
+            of the plain variant. Default: False.
+
+    Returns:
+        The converted tensors, and what was done.
 
     Raises:
         CheckpointError: If the file cannot be read or does not fit.
@@ -109,7 +119,7 @@ def convert_checkpoint(
             for old, new in names.items()
         }
     converted = {
-        # A copy of its own: of a view, the whole storage would be saved.
+        # Copied, because torch.save writes the whole storage of a view.
         new: weights[old].detach().clone(memory_format=torch.contiguous_format)
         for old, new in names.items()
         if new
@@ -126,7 +136,7 @@ def convert_checkpoint(
         fit_model(converted, model, part, path)
     elif arch is None:
         raise CheckpointError(
-            f'{path} holds an EfficientMod with {_dims(converted)} channels, '
+            f'{path} has an EfficientMod with {_dims(converted)} channels, '
             f'which is none of {", ".join(VARIANTS)}; name its config with '
             '--config'
         )
@@ -143,18 +153,20 @@ def convert_checkpoint(
 def new_names(
     weights: Mapping[str, Tensor], path: str
 ) -> tuple[str, dict[str, str | None]]:
-    """Recognise what a checkpoint holds and name it anew.
+    """Recognise the kind of model in a checkpoint, and rename its tensors.
 
     Args:
         weights: Tensors of the source.
         path: Name of the file, for messages.
 
     Returns:
-        The kind, as in :class:`Conversion`, and the new name of each tensor,
-        all with ``backbone.`` unless there is only a backbone.
+        The kind, as in :class:`Conversion`, and the new name of each tensor.
+        Names of the backbone begin with ``backbone.``, unless the file has
+        only a backbone.
 
     Raises:
-        CheckpointError: If there is no EfficientMod or a name comes twice.
+        CheckpointError: If the file has no EfficientMod, or two tensors get
+            the same name.
     """
     bare = {key: key.removeprefix('module.') for key in weights}
     roots = {key.partition('.')[0] for key in bare.values()}
@@ -186,15 +198,15 @@ def new_names(
     given = [new for new in names.values() if new]
     if not {stem, f'backbone.{stem}'} & set(given):
         raise CheckpointError(
-            f"{path} holds no EfficientMod, neither under the authors' names "
+            f"{path} has no EfficientMod, neither under the authors' names "
             f'(patch_embed.proj.weight) nor under ours ({stem}); its names '
             f'begin with {", ".join(sorted(roots)[:8])}'
         )
     twice = sorted({new for new in given if given.count(new) > 1})
     if twice:
         raise CheckpointError(
-            f"{path} holds {twice[0]} twice, under the authors' name and "
-            'under ours; which one counts?'
+            f"{path} has {twice[0]} twice, under the authors' name and under "
+            'ours, and only one of them can be taken; remove the other'
         )
     return kind, names
 
@@ -202,14 +214,17 @@ def new_names(
 def merge_branches(
     weights: Mapping[str, Tensor], path: str
 ) -> dict[str, Tensor]:
-    """The plain variant that does as one with parallel branches.
+    """Weights of the plain variant with the same outputs.
 
     Args:
-        weights: Under our names; without branches, they stay as they are.
+        weights: Weights under our names, with parallel branches or without.
         path: Name of the file, for messages.
 
+    Returns:
+        The weights, in which each 7x7 convolution includes its branches.
+
     Raises:
-        CheckpointError: If there is but a part of the branches.
+        CheckpointError: If some tensors of the branches are missing.
     """
     kinds = reparam_of(weights)
     merged = {k: v for k, v in weights.items() if BRANCHES not in k}
@@ -220,8 +235,8 @@ def merge_branches(
         try:
             context = ContextBranch(dim)
             context.branches = ParallelBranches(dim, parse_reparam(kinds))
-            # Its parts may differ in dtype.
-            context.double().load_state_dict(_below(weights, prefix))
+            # In float64, as the tensors of a file may differ in dtype.
+            context.double().load_state_dict(weights_below(weights, prefix))
         except (RuntimeError, ValueError) as error:
             faults = [line.strip() for line in str(error).splitlines()]
             raise CheckpointError(
@@ -235,21 +250,14 @@ def merge_branches(
     return merged
 
 
-def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        key.removeprefix(prefix): value
-        for key, value in weights.items()
-        if key.startswith(prefix)
-    }
-
-
 def _merged_name(name: str) -> str:
-    """Where a tensor goes when branches are merged."""
+    """Name of the tensor that a tensor of a branch is merged into."""
     block, branch, _ = name.partition(BRANCHES)
     return f'{block}.context.conv.weight' if branch else name
 
 
 def _below_backbone(name: str, kind: str) -> str | None:
+    """The name within the backbone; None for a tensor of neck or head."""
     if kind == 'backbone':
         return name
     below = name.removeprefix('backbone.')
@@ -257,7 +265,7 @@ def _below_backbone(name: str, kind: str) -> str | None:
 
 
 def _dims(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """Channels of the stages that are there."""
+    """Channels of the stages that the weights have."""
     names = ['stem.proj.weight']
     names += [f'stages.{i}.downsample.proj.weight' for i in range(1, 4)]
     found = [weights.get(n, weights.get(f'backbone.{n}')) for n in names]
@@ -265,7 +273,14 @@ def _dims(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
 
 
 def recognise_arch(weights: Mapping[str, Tensor]) -> str | None:
-    """The variant with the channels and blocks of some weights, or None."""
+    """The variant with the channels and blocks of weights.
+
+    Args:
+        weights: Weights of a backbone or a whole model, under our names.
+
+    Returns:
+        Name of the variant; None if no variant has these channels and blocks.
+    """
     modulation = any('.context.' in name for name in weights)
     wanted = _dims(weights), 'modulation' if modulation else 'mbconv'
     return next(
@@ -277,10 +292,17 @@ def recognise_arch(weights: Mapping[str, Tensor]) -> str | None:
 def fit_arch(
     weights: Mapping[str, Tensor], arch: str, kind: str, path: str
 ) -> None:
-    """Load a backbone, and a classifier's head, which must fit.
+    """Check that backbone and classifier's head fit a variant.
+
+    Args:
+        weights: Converted weights.
+        arch: Name of the variant.
+        kind: Kind of model that the weights are of, as in
+            :class:`Conversion`.
+        path: Name of the file, for messages.
 
     Raises:
-        CheckpointError: If they do not.
+        CheckpointError: If they do not fit.
     """
     backbone = EfficientMod(
         arch,
@@ -311,12 +333,20 @@ def fit_arch(
 def fit_model(
     weights: Mapping[str, Tensor], model: nn.Module, part: str, path: str
 ) -> None:
-    """Load a whole model or its backbone, which must fit.
+    """Check that weights fit a model by loading them into it.
+
+    Args:
+        weights: Converted weights.
+        model: A detector, segmentor or classifier.
+        part: ``'model'`` if the weights are those of the whole model,
+            ``'backbone'`` if they are those of its backbone.
+        path: Name of the file, for messages.
 
     Raises:
-        CheckpointError: If it does not.
+        CheckpointError: If they do not fit.
     """
-    module, prefix, optional = model, 'backbone.', ()
+    module, prefix = model, 'backbone.'
+    optional: tuple[str, ...] = ()
     if part != 'model':
         module, prefix, optional = model.backbone, '', ('norm.',)
     if isinstance(model.backbone, EfficientMod):
@@ -329,15 +359,25 @@ def fit_model(
 
 
 def describe(checkpoint: Any, path: str, source: str) -> dict[str, Any]:
-    """What a converted file says of where it comes from.
+    """The source of a converted file, for its ``meta``.
 
-    A file that was converted before keeps its first source.
+    If the file was converted before, its first source is kept.
+
+    Args:
+        checkpoint: Content of the source.
+        path: The source.
+        source: A phrase that says which weights of the source were taken.
+
+    Returns:
+        ``source``, the name of the file, ``source_sha256``,
+        ``source_weights``, ``mmefficientmod``, the version that converted it,
+        and, if the source has it, ``dataset_meta``.
     """
     old = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
     old = old if isinstance(old, Mapping) else {}
     meta: dict[str, Any] = {}
-    # mmcv 1 wrote the classes beside the rest; MMEngine's inferencers look
-    # for them in `dataset_meta`.
+    # mmcv 1 wrote `CLASSES` and `PALETTE`; MMEngine's inferencers read them
+    # from `dataset_meta`.
     dataset = old.get('dataset_meta') or {
         name: old[name.upper()]
         for name in ('classes', 'palette')
@@ -357,6 +397,7 @@ def describe(checkpoint: Any, path: str, source: str) -> dict[str, Any]:
 
 
 def _is_plain(value: Any) -> bool:
+    """Whether a value consists of plain Python objects."""
     if isinstance(value, Mapping):
         return type(value) is dict and all(
             _is_plain(k) and _is_plain(v) for k, v in value.items()
@@ -376,17 +417,21 @@ def sha256(path: str) -> str:
 
 
 def save_checkpoint(conversion: Conversion, path: str) -> None:
-    """Write a conversion to a file, complete or not at all.
+    """Write a conversion to a file, whole or not at all.
 
-    The file holds tensors and plain values alone, so that
+    The file contains only tensors and plain values, so that
     ``torch.load(path, weights_only=True)`` reads it.
+
+    Args:
+        conversion: The conversion.
+        path: The file; its folder is made if it does not exist.
 
     Raises:
         CheckpointError: If it cannot be written.
     """
     content = dict(meta=conversion.meta, state_dict=conversion.weights)
     try:
-        # Opened here: where torch opens the file, it raises different errors
+        # Opened here: if torch opens the file itself, it raises other errors
         # for a full disk and a missing folder.
         with atomic_write(path) as draft, open(draft, 'xb') as file:
             torch.save(content, file)

@@ -1,4 +1,4 @@
-"""Weights of others into our models: read safely, loaded completely."""
+"""Checkpoints: read without running code, loaded completely or refused."""
 
 from mmefficientmod.checkpoint.loading import (
     load_pretrained,

@@ -1,14 +1,14 @@
-"""Weights of others into our backbones: read safely, load completely.
+"""Loading weights into a model, where they must fit.
 
-MMEngine loads ``init_cfg=dict(type='Pretrained', ...)`` non-strictly, so a
-file that shares no name with the model would train from random weights with
-no more than a warning. Here a file fits or is refused.
+MMEngine loads ``init_cfg=dict(type='Pretrained', ...)`` non-strictly: a file
+that has no name in common with the model causes a warning, and the training
+starts from random weights. Here a file fits or is refused.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mmengine.logging import print_log
@@ -17,50 +17,65 @@ from torch import Tensor, nn
 
 from mmefficientmod.checkpoint.reading import (
     CheckpointError,
-    _some,
     read_checkpoint,
     select_weights,
     strip_prefix,
 )
 from mmefficientmod.config.nodes import type_name
+from mmefficientmod.messages import list_some
 
 INIT_CFG_KEYS = ('type', 'checkpoint', 'prefix', 'use_ema', 'map_location')
+# The number of batches that a batch norm has seen in training. Its output
+# does not depend on it with the usual momentum, and weights that come from
+# TensorFlow or Caffe have none.
+BATCH_COUNTER = 'num_batches_tracked'
 
 
 def pretrained_part(init_cfg: Any) -> Mapping[str, Any] | None:
-    """The dict in MMEngine's ``init_cfg`` that asks for a checkpoint."""
+    """The dict in MMEngine's ``init_cfg`` that names a checkpoint.
+
+    Args:
+        init_cfg: A dict, a list of dicts, or None.
+
+    Returns:
+        The first dict of type ``Pretrained``; None without one.
+    """
     parts = [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg or []
-    kinds = ('Pretrained', PretrainedInit.__name__)
-    return next((p for p in parts if type_name(p) in kinds), None)
+    names = ('Pretrained', PretrainedInit.__name__)
+    return next((p for p in parts if type_name(p) in names), None)
 
 
 def load_pretrained(
     module: nn.Module,
     init_cfg: Mapping[str, Any],
-    convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
+    convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
     optional: Sequence[str] = (),
-    read: Callable[[str, str], Any] | None = None,
+    read: Callable[[str, str], Any] = read_checkpoint,
 ) -> None:
-    """Load ``dict(type='Pretrained', ...)`` into a backbone.
+    """Load the checkpoint of ``dict(type='Pretrained', ...)`` strictly.
 
-    The keys of ``init_cfg`` are MMEngine's ``checkpoint`` (path or URL),
-    ``prefix`` (the part of the file to take, for example ``'backbone.'``;
-    found by itself where it is left out) and ``map_location`` (default
-    ``'cpu'``), and ``use_ema`` (take the averaged weights of a file that
-    holds both; default False).
+    Keys of ``init_cfg`` besides ``type``:
+
+    - ``checkpoint``: path or URL of the file.
+    - ``prefix``: beginning of the keys to take, such as ``'backbone.'``.
+      Default: found in the file, see :func:`strip_prefix`.
+    - ``use_ema``: whether to take the averaged weights of a file that has
+      both. Default: False.
+    - ``map_location``: device on which the file is read. Default: ``'cpu'``.
 
     Args:
         module: The backbone.
         init_cfg: The dict.
-        convert: Renames foreign keys to the backbone's own, and may add
-            what the backbone has beyond them.
-        optional: Beginnings of keys that either side may lack.
-        read: Gives what the path and the device stand for. Default:
+        convert: Renames the keys of the file to those of the backbone. It may
+            add tensors, and raise a ``CheckpointError``.
+        optional: Beginnings of keys that may be missing in the file or in the
+            backbone.
+        read: Reads a checkpoint, given its path and the device. Default:
             :func:`read_checkpoint`.
 
     Raises:
         CheckpointError: If the file is missing, unsafe or does not fit.
-        TypeError: If ``init_cfg`` has an unknown key.
+        TypeError: If ``init_cfg`` has an unknown key or names no file.
     """
     unknown = sorted(set(init_cfg) - set(INIT_CFG_KEYS))
     if unknown or not init_cfg.get('checkpoint'):
@@ -70,22 +85,21 @@ def load_pretrained(
             + f'; the keys are {", ".join(INIT_CFG_KEYS)}'
         )
     path = str(init_cfg['checkpoint'])
-    read = read or read_checkpoint
     checkpoint = read(path, init_cfg.get('map_location', 'cpu'))
     weights, source = select_weights(
         checkpoint, path, init_cfg.get('use_ema', False)
     )
     given = strip_prefix(weights, path, init_cfg.get('prefix'))
     try:
-        weights = convert(given)
+        converted = convert(given)
     except CheckpointError as error:
         raise CheckpointError(f'{path} does not fit: {error}') from None
-    left_out, kept = load_strictly(module, weights, path, optional)
+    surplus, missing = load_strictly(module, converted, path, optional)
     print_log(
-        f'{type(module).__name__}: {len(given) - len(left_out)} tensors '
+        f'{type(module).__name__}: {len(given) - len(surplus)} tensors '
         f'from {path} ({source})'
-        + (f'; not needed: {", ".join(left_out)}' if left_out else '')
-        + (f'; not in the file, new: {", ".join(kept)}' if kept else ''),
+        + (f'; not used: {", ".join(surplus)}' if surplus else '')
+        + (f'; not in the file, new: {", ".join(missing)}' if missing else ''),
         logger='current',
     )
     if hasattr(module, '_params_init_info'):
@@ -98,24 +112,30 @@ def load_strictly(
     path: str,
     optional: Sequence[str] = (),
 ) -> tuple[list[str], list[str]]:
-    """Load weights that must fit.
+    """Load weights that must have every tensor of a model, and no other.
+
+    The counters of batch norms (``num_batches_tracked``) are an exception:
+    they may be missing on both sides.
 
     Args:
         module: The model.
-        weights: Tensors under the model's own names.
+        weights: Tensors under the names that they have in the model.
         path: Name of the file, for messages.
-        optional: Beginnings of keys that either side may lack.
+        optional: Beginnings of keys that may be missing in the file or in the
+            model.
 
     Returns:
-        Optional keys that the file has beyond the model, and the reverse.
+        The optional keys that only the file has, and those that only the
+        model has.
 
     Raises:
-        CheckpointError: For any other key that one side lacks or a shape
-            that differs; the message shows both sides.
+        CheckpointError: If any other key is missing on one side or a shape
+            differs; the message shows both sides.
     """
     own = module.state_dict()
-    surplus = [k for k in weights if k not in own]
-    lacking = [k for k in own if k not in weights]
+    names = _without_counters(own)
+    surplus = [k for k in _without_counters(weights) if k not in own]
+    lacking = [k for k in names if k not in weights]
     unexpected = [k for k in surplus if not k.startswith(tuple(optional))]
     missing = [k for k in lacking if not k.startswith(tuple(optional))]
     shapes = [
@@ -124,15 +144,15 @@ def load_strictly(
         for k in own
         if k in weights and weights[k].shape != own[k].shape
     ]
-    matched = len(own) - len(lacking)
+    matched = len(names) - len(lacking)
     if unexpected or missing or shapes or not matched:
-        faults = [f'{matched} of the {len(own)} keys of the model match']
+        faults = [f'{matched} of the {len(names)} keys of the model match']
         if missing:
-            faults.append(f'the file lacks {_some(missing)}')
+            faults.append(f'the file lacks {list_some(missing)}')
         if unexpected:
-            faults.append(f'the model has no {_some(unexpected)}')
+            faults.append(f'the model has no {list_some(unexpected)}')
         if shapes:
-            faults.append(f'shapes differ: {_some(shapes)}')
+            faults.append(f'shapes differ: {list_some(shapes)}')
         raise CheckpointError(
             f'{path} does not fit {type(module).__name__}: '
             f'{"; ".join(faults)}. Is it a checkpoint of the same '
@@ -145,33 +165,40 @@ def load_strictly(
 def load_whole(model: nn.Module, checkpoint: Mapping, path: str) -> None:
     """Load a whole detector, segmentor or classifier, which must fit.
 
-    The model's own hooks for older checkpoints have their say. What a file
-    holds beyond the model is left out.
+    The hooks with which a model adapts older checkpoints run. Tensors that
+    only the file has are ignored. PyTorch itself accepts a file without the
+    counters of batch norms.
 
     Args:
         model: The model.
-        checkpoint: What the file holds.
+        checkpoint: Content of the file: the weights, or a dict that has them
+            under ``state_dict``.
         path: Name of the file, for messages.
 
     Raises:
-        CheckpointError: If the file lacks something or a shape differs.
+        CheckpointError: If a tensor is missing in the file or a shape
+            differs.
     """
     weights = checkpoint.get('state_dict', checkpoint)
     weights = {re.sub(r'^module\.', '', k): v for k, v in weights.items()}
     try:
         result = model.load_state_dict(weights, strict=False)
-    except CheckpointError as error:  # of a model of ours, which says it all
+    except CheckpointError as error:  # raised by one of our models
         raise CheckpointError(f'{path} does not fit: {error}') from None
     except RuntimeError as error:
         faults = [line.strip() for line in str(error).splitlines()[1:]]
         raise CheckpointError(
-            f'{path} does not fit {type(model).__name__}: {_some(faults)} '
+            f'{path} does not fit {type(model).__name__}: {list_some(faults)} '
             'Is it a checkpoint of the same config?'
         ) from None
     if result.missing_keys:
         raise CheckpointError(
             f'{path} does not fit {type(model).__name__}: it lacks '
-            f'{_some(result.missing_keys)}; the model has no '
-            f'{_some(result.unexpected_keys)}. Is it a checkpoint of the same '
-            'config?'
+            f'{list_some(result.missing_keys)}; the model has no '
+            f'{list_some(result.unexpected_keys)}. Is it a checkpoint of the '
+            'same config?'
         )
+
+
+def _without_counters(names: Iterable[str]) -> list[str]:
+    return [k for k in names if k.rpartition('.')[2] != BATCH_COUNTER]

@@ -1,4 +1,8 @@
-"""What a checkpoint holds, read without running code that it may carry."""
+"""Reading checkpoints without running code that they may contain.
+
+A PyTorch checkpoint is a pickle, which can run any code when it is read. This
+is the only module of the package that unpickles a file.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +18,13 @@ import torch
 from mmengine.fileio import get_local_path
 from torch import Tensor
 
+from mmefficientmod.messages import list_some
+
+# Names under which files keep their weights, plain or averaged (EMA).
 PLAIN_KEYS = ('state_dict', 'model')
 EMA_KEYS = ('state_dict_ema', 'model_ema')
-# What MMEngine's Runner saves of its log, next to the weights.
+# Names in the pickle of the training log that MMEngine's Runner saves beside
+# the weights.
 MMENGINE_LOG = (
     'mmengine.logging.history_buffer.HistoryBuffer',
     'builtins.getattr',
@@ -37,34 +45,39 @@ class CheckpointError(RuntimeError):
 
 
 def read_checkpoint(path: str, map_location: str = 'cpu') -> Any:
-    """Read a checkpoint without running code that it may carry.
+    """Read a checkpoint without running code that it may contain.
 
-    Tensors and plain containers are read, and ``argparse.Namespace``, in
-    which timm's training script, and so the authors', keeps its options. Of
-    MMEngine's own checkpoints the training log is left out.
+    Allowed are tensors, plain containers, and ``argparse.Namespace``, which
+    has the options of timm's training script in the authors' files. The
+    training log in MMEngine's own checkpoints is replaced by empty objects.
 
     Args:
-        path: A file or URL.
-        map_location: Device of the tensors.
+        path: A file or URL; a name that ends in ``.safetensors`` is read as
+            such.
+        map_location: Device of the tensors. Default: ``'cpu'``.
+
+    Returns:
+        The content of the file, as a rule a dict.
 
     Raises:
-        CheckpointError: If there is none, it holds other objects or is no
-            checkpoint.
+        CheckpointError: If the file does not exist, contains other objects or
+            is no checkpoint.
     """
     try:
         with get_local_path(path) as local:
             if path.endswith('.safetensors'):
                 return _load_safetensors(local, map_location)
-            return _load_safely(local, map_location)
+            return _load_pickle(local, map_location)
     except FileNotFoundError:
         raise CheckpointError(f'checkpoint {path} does not exist') from None
     except pickle.UnpicklingError as error:
         found = re.search(r'(?:GLOBAL|class) ([\w.]+)', str(error))
-        reason = f' ({found[1]})' if found else ''
+        name = f' ({found[1]})' if found else ''
         raise CheckpointError(
-            f'checkpoint {path} is not read, since it holds more than '
-            f'weights{reason} or is none, and reading it could run code. If '
-            'you trust the file, keep its weights alone: python -c "import '
+            f'checkpoint {path} is not read: it contains more than weights'
+            f'{name} or is no checkpoint, and reading it could run code. If '
+            'you trust the file, write its weights to a new one: '
+            'python -c "import '
             f"torch; c = torch.load('{path}', 'cpu', weights_only=False); "
             "torch.save(c.get('state_dict', c.get('model', c)), "
             "'weights.pth')\""
@@ -87,7 +100,7 @@ def _load_safetensors(path: str, map_location: str) -> Any:
         raise ValueError(error) from None
 
 
-def _load_safely(path: str, map_location: str) -> Any:
+def _load_pickle(path: str, map_location: str) -> Any:
     serialization = torch.serialization
     allow = getattr(serialization, 'safe_globals', nullcontext)
     try:
@@ -96,14 +109,15 @@ def _load_safely(path: str, map_location: str) -> Any:
                 path, map_location=map_location, weights_only=True
             )
     except pickle.UnpicklingError:
-        return _load_listed(path, map_location)
+        return _load_allowed(path, map_location)
 
 
-def _load_listed(path: str, map_location: str) -> Any:
-    """Read what torch's own list allows, and the little added to it.
+def _load_allowed(path: str, map_location: str) -> Any:
+    """Read a file with the names of :class:`_AllowListUnpickler`.
 
-    Before torch 2.5 that list cannot be extended, and in no version can it
-    leave things out.
+    PyTorch's own reader does not suffice: before PyTorch 2.5 its list of
+    allowed names cannot be extended, and in no version can it replace an
+    object by an empty one.
     """
     return torch.load(
         path,
@@ -118,7 +132,7 @@ def _load_listed(path: str, map_location: str) -> Any:
 
 
 class _Blank:
-    """Stands for an object that is not made."""
+    """Placeholder for an object that is not unpickled."""
 
     def __new__(cls, *args: object) -> _Blank:
         return object.__new__(cls)
@@ -131,9 +145,10 @@ class _Blank:
 
 
 class _AllowListUnpickler(pickle.Unpickler):
-    """Finds what torch's own weights-only reader finds, and Namespace.
+    """Finds the names that PyTorch's weights-only reader allows, and a few.
 
-    What MMEngine puts beside the weights becomes a blank that does nothing.
+    The others are ``argparse.Namespace`` and those of MMEngine's training
+    log, each of which becomes a placeholder.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -155,40 +170,39 @@ def select_weights(
     """The plain or the averaged (EMA) weights of a checkpoint.
 
     Args:
-        checkpoint: What the file holds: weights, or a dict with weights
-            under one of the usual names.
+        checkpoint: Content of the file: weights, or a dict with weights under
+            one of the usual names.
         path: Name of the file, for messages.
-        use_ema: Take the averaged ones. By default the plain ones are
-            taken, and the averaged ones only where there are no others.
+        use_ema: Take the averaged weights. Default: False, which takes the
+            plain weights, and the averaged ones only if there are no others.
 
     Returns:
         The weights, and a phrase that says which they are.
 
     Raises:
-        CheckpointError: If there are none of that kind.
+        CheckpointError: If the file has no weights of that kind.
     """
     content = checkpoint if isinstance(checkpoint, Mapping) else {}
     plain = [k for k in PLAIN_KEYS if isinstance(content.get(k), Mapping)]
     ema = [k for k in EMA_KEYS if isinstance(content.get(k), Mapping)]
     if use_ema and not ema:
         raise CheckpointError(
-            f'{path} holds no EMA weights (looked for {", ".join(EMA_KEYS)}); '
-            f'it holds {_some(content)}. Leave use_ema out for the plain ones'
+            f'{path} has no EMA weights ({" or ".join(EMA_KEYS)}), but '
+            f'{list_some(content)}. Leave use_ema out for the plain weights'
         )
     if use_ema or (ema and not plain):
-        name, kind = ema[0], 'EMA weights'
+        name, source = ema[0], f"'{ema[0]}', EMA weights"
     elif plain:
-        name, kind = plain[0], 'plain weights'
+        name, source = plain[0], f"'{plain[0]}', plain weights"
     else:
-        name, kind = None, 'the file itself holds the weights'
+        name, source = None, 'the keys of the file itself'
     weights = content[name] if name else content
     tensors = {k: v for k, v in weights.items() if isinstance(v, Tensor)}
     if not tensors:
         raise CheckpointError(
-            f'{path} holds no weights: neither tensors nor one of '
-            f'{", ".join(PLAIN_KEYS + EMA_KEYS)}, but {_some(content)}'
+            f'{path} has no weights: neither tensors nor one of '
+            f'{", ".join(PLAIN_KEYS + EMA_KEYS)}, but {list_some(content)}'
         )
-    source = f"'{name}', {kind}" if name else kind
     if plain and ema:
         other = ema[0] if name in plain else plain[0]
         source += f", the others are under '{other}'"
@@ -198,43 +212,41 @@ def select_weights(
 def strip_prefix(
     weights: Mapping[str, Tensor], path: str, prefix: str | None = None
 ) -> dict[str, Tensor]:
-    """Take a model's part of the weights.
+    """The weights whose keys begin with a prefix, without that prefix.
 
     Args:
         weights: The weights.
         path: Name of the file, for messages.
-        prefix: Beginning of the keys to take. By default ``module.``, which
-            data-parallel wrappers add, is dropped, and of a whole detector,
-            segmentor or classifier ``backbone.`` is taken.
+        prefix: Beginning of the keys to take. Default: ``module.``, which
+            data-parallel wrappers add, is removed, and only ``backbone.`` of
+            a whole detector, segmentor or classifier is taken.
+
+    Returns:
+        The weights under their shorter names.
 
     Raises:
-        CheckpointError: If no key begins with the prefix asked for.
+        CheckpointError: If no key begins with the given prefix.
     """
     if prefix:
         prefix = prefix.rstrip('.') + '.'
-        part = _below(weights, prefix)
+        part = weights_below(weights, prefix)
         if not part:
             raise CheckpointError(
                 f'no key of {path} begins with {prefix!r}; its keys are '
-                f'{_some(weights)}'
+                f'{list_some(weights)}'
             )
         return part
     for wrapper in ('module.', 'backbone.', 'module.'):
-        weights = _below(weights, wrapper) or weights
+        weights = weights_below(weights, wrapper) or weights
     return dict(weights)
 
 
-def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def weights_below(
+    weights: Mapping[str, Tensor], prefix: str
+) -> dict[str, Tensor]:
+    """The weights whose keys begin with a prefix, perhaps none."""
     return {
         key[len(prefix) :]: value
         for key, value in weights.items()
         if key.startswith(prefix)
     }
-
-
-def _some(names: Any, most: int = 4) -> str:
-    names = [str(n) for n in names]
-    if not names:
-        return 'nothing'
-    rest = len(names) - most
-    return ', '.join(names[:most]) + (f' and {rest} more' if rest > 0 else '')
