@@ -22,7 +22,12 @@ from timm.data.constants import (
 
 from mmefficientmod import swap_backbone
 from mmefficientmod.config.files import find_config, load_config
-from mmefficientmod.config.nodes import ConfigError, replace_everywhere
+from mmefficientmod.config.nodes import (
+    ConfigError,
+    dataset_dicts,
+    replace_everywhere,
+)
+from mmefficientmod.config.options import apply_options
 from mmefficientmod.config.schedule import scale_schedule
 from mmefficientmod.models.backbones.efficientmod_weights import (
     rename_official_keys,
@@ -526,17 +531,145 @@ def seg_config():
     return str(ROOT / 'configs/seg/fpn_efficientmod_s_ade20k.py')
 
 
-def test_data_root_reaches_every_data_set(seg_config):
-    cfg = load_config(seg_config, dict(data_root='elsewhere/ade'))
-    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        assert cfg[loader].dataset.data_root == 'elsewhere/ade'
-    coco = load_config(
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+def roots(cfg):
+    return {d.data_root for x in LOADERS for d in dataset_dicts(cfg, x)}
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        # With a top-level data_root.
+        'mmefficientmod::seg/fpn_efficientmod_s_ade20k.py',
+        'mmefficientmod::cls/efficientmod_s_finetune_folder.py',
+        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+        'mmdet::pascal_voc/retinanet_r50_fpn_1x_voc0712.py',
+        # Without one.
+        'mmefficientmod::cls/efficientmod_s_in1k.py',
+        'mmefficientmod::cls/efficientmod_s_distill_in1k.py',
+        'mmpretrain::resnet/resnet18_8xb32_in1k.py',
+        'mmpretrain::vision_transformer/vit-base-p16_32xb128-mae_in1k.py',
+        'mmpretrain::mobilenet_v3/mobilenet-v3-small_8xb16_cifar10.py',
+        'mmpretrain::csra/resnet101-csra_1xb16_voc07-448px.py',
+        'mmpretrain::arcface/resnet50-arcface_8xb32_inshop.py',
+        # Whose data sets have no root, but a path.
+        'mmpretrain::lenet/lenet5_mnist.py',
+    ],
+)
+def test_data_root_reaches_every_data_set(name):
+    before = load_config(name)
+    cfg = load_config(name, dict(data_root='elsewhere/mine'))
+    assert roots(cfg) == {'elsewhere/mine'}
+    old = [
+        d.get('data_root') for x in LOADERS for d in dataset_dicts(before, x)
+    ]
+    for root in {*old} - {None}:
+        assert root.rstrip('/') not in str(cfg.to_dict())
+
+
+def test_data_root_reaches_the_evaluators():
+    cfg = load_config(
         'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
         dict(data_root='elsewhere/coco/'),
     )
-    assert coco.val_evaluator.ann_file == (
+    assert cfg.val_evaluator.ann_file == (
         'elsewhere/coco/annotations/instances_val2017.json'
     )
+
+
+def data_config(*datasets, **others):
+    """A config that trains on some data sets and tests on the first."""
+    return Config(
+        dict(
+            train_dataloader=dict(
+                dataset=dict(type='ConcatDataset', datasets=list(datasets))
+            ),
+            val_dataloader=dict(dataset=dict(datasets[0])),
+            **others,
+        )
+    )
+
+
+def test_data_root_moves_folders_inside_the_outer_root():
+    cfg = data_config(
+        dict(data_root='data/all/', ann_file='a.json'),
+        dict(data_root='data/all/more', ann_file='b.json'),
+        val_evaluator=[dict(ann_file='data/all/a.json')],
+    )
+    apply_options(cfg, dict(data_root='mine'))
+    first, second = cfg.train_dataloader.dataset.datasets
+    assert (first.data_root, second.data_root) == ('mine', 'mine/more')
+    assert cfg.val_dataloader.dataset.data_root == 'mine'
+    assert cfg.val_evaluator[0].ann_file == 'mine/a.json'
+
+
+def test_data_root_is_prepended_where_paths_had_no_root():
+    cfg = data_config(
+        dict(ann_file='a/train.json', data_prefix=dict(img='images')),
+        val_evaluator=dict(ann_file='a/train.json'),
+    )
+    apply_options(cfg, dict(data_root='mine/'))
+    assert roots(cfg) == {'mine/'}
+    assert cfg.val_evaluator.ann_file == 'mine/a/train.json'
+
+
+def test_data_root_in_paths_is_replaced_without_roots_of_data_sets():
+    cfg = data_config(
+        dict(ann_file='data/a.json', data_prefix=dict(img='data/images')),
+        data_root='data/',
+    )
+    apply_options(cfg, dict(data_root='mine'))
+    (dataset,) = cfg.train_dataloader.dataset.datasets
+    assert dataset == dict(
+        ann_file='mine/a.json', data_prefix=dict(img='mine/images')
+    )
+
+
+def test_data_root_at_the_top_that_no_data_set_uses_is_no_obstacle():
+    cfg = data_config(dict(data_root='data/x'), data_root='unused')
+    apply_options(cfg, dict(data_root='mine'))
+    assert roots(cfg) == {'mine'}
+
+
+def test_root_of_one_data_set_wins_over_data_root():
+    loader = 'val_dataloader.dataset.data_root'
+    cfg = data_config(dict(data_root='data/x'))
+    apply_options(cfg, {'data_root': 'mine', loader: 'other'})
+    assert roots(cfg) == {'mine', 'other'}
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'root', 'message'),
+    [
+        (
+            data_config(dict(data_root='a'), dict(data_root='b/c')),
+            'mine',
+            r'several roots, a, b/c; set each of them, as in train_dataload',
+        ),
+        (
+            data_config(dict(data_root='a'), dict(ann_file='b.json')),
+            'mine',
+            'several roots, the working directory, a; set',
+        ),
+        (
+            data_config(dict(data_root='/a'), dict(ann_file='b.json')),
+            'mine',
+            'several roots, the working directory, /a; set',
+        ),
+        (data_config(dict(type='Fake')), 'mine', 'no data set with files'),
+        (Config(dict(model={})), 'mine', 'no data set with files'),
+        (data_config(dict(data_root='a')), 2024, r'data_root=2024 is not .*'
+         r'data_root=\./2024'),
+        (data_config(dict(data_root='a')), '', 'is not the path'),
+        (data_config(dict(data_root='a')), ['b', 'c'], 'is not the path'),
+    ],
+)  # fmt: skip
+def test_data_root_that_cannot_be_set_is_refused(cfg, root, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        apply_options(cfg, dict(data_root=root))
+    assert '\n' not in str(error.value)
 
 
 # The command line makes a list of two sides.

@@ -9,6 +9,7 @@ from mmengine.logging import print_log
 from mmengine.runner import FlexibleRunner, Runner
 
 from mmefficientmod import cli
+from mmefficientmod.config.schedule import enable_auto_scale_lr
 from mmefficientmod.datasets import check_data_exists, fit_classes
 from mmefficientmod.engine import modes
 from mmefficientmod.engine.hooks import check_checkpoint
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> Runner | FlexibleRunner:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.auto_scale_lr:
-        modes.scale_learning_rate(cfg, args.config)
+        enable_auto_scale_lr(cfg, args.config)
     if cfg.get('load_from'):
         check_checkpoint(cfg, cfg.load_from)
     if args.pretrained and not args.backbone:

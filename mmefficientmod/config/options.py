@@ -1,30 +1,36 @@
-"""``--cfg-options``: settings of the command line put into a config."""
+"""``--cfg-options``: options of the command line, put into a config."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
 from mmefficientmod.config.nodes import (
     ConfigError,
+    dataset_dicts,
+    is_below,
     is_pair,
     replace_everywhere,
     walk_pipelines,
 )
 from mmefficientmod.config.schedule import (
-    _length,
     accumulation,
-    count_iterations,
+    convert_to_iterations,
     follow_accumulation,
-    scale_schedule,
+    follow_length,
+    training_length,
 )
 from mmefficientmod.messages import did_you_mean
 
-# What MMEngine reads of a config besides the arguments of its Runner.
+# Data loaders of a config.
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+# Arguments with which data sets name files below their root.
+FILE_KEYS = ('ann_file', 'data_prefix', 'split')
+# Keys that MMEngine reads from a config besides the arguments of its Runner.
 EXTRA_KEYS = (
     'compile', 'custom_imports', 'find_unused_parameters',
     'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn',
@@ -34,55 +40,147 @@ EXTRA_KEYS = (
 def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
     """Put options of the command line into a config.
 
-    Three things that a stock config repeats in many places may be given once:
-    a top-level ``data_root`` or ``crop_size`` replaces its old value wherever
-    that stands, ``scale`` is put into every pipeline that resizes to a scale
-    of two sides, and a new ``train_cfg.max_iters`` or ``max_epochs`` scales
-    the part of the learning-rate schedule that counts the same, unless the
-    options set that too. With ``optim_wrapper.accumulative_counts``, what
-    follows the steps of the optimizer goes on to do so: see
-    :func:`follow_accumulation`.
+    An option sets the value at its key. A config repeats some values in many
+    places, so these options do more:
+
+    - ``data_root`` sets the root of all data sets, see
+      :func:`set_data_root`.
+    - ``crop_size``, if the config has it at the top, replaces its old value
+      everywhere.
+    - ``scale`` sets every scale of two sides in the pipelines.
+    - A new ``train_cfg.max_epochs`` or ``max_iters`` scales the learning-rate
+      schedule, see :func:`~mmefficientmod.config.schedule.follow_length`.
+    - ``optim_wrapper.accumulative_counts`` changes settings that count steps
+      of the optimizer, see
+      :func:`~mmefficientmod.config.schedule.follow_accumulation`.
 
     Args:
         cfg: The config, changed in place.
-        options: Dotted keys and their new values.
+        options: Keys, with dots between their parts, and new values.
 
     Raises:
-        ConfigError: If a key does not fit.
+        ConfigError: If a key or a value does not fit.
     """
     options = dict(options)
     if 'scale' in options and 'scale' not in cfg:
-        _set_scale(cfg, options.pop('scale'))
+        set_scale(cfg, options.pop('scale'))
+    if 'data_root' in options:
+        set_data_root(cfg, options['data_root'])
+        if 'data_root' not in cfg:
+            del options['data_root']
     _check_keys(cfg, options)
-    for key in ('data_root', 'crop_size'):
-        if key in options and cfg.get(key):
-            replace_everywhere(cfg, cfg[key], _like(cfg[key], options[key]))
-    length, by_epoch = _length(cfg)
-    if by_epoch and length and options.get('train_cfg.max_iters'):
-        count_iterations(cfg, options['train_cfg.max_iters'])
-        length, by_epoch = _length(cfg)
-    accumulated = accumulation(cfg)
+    if 'crop_size' in options and cfg.get('crop_size'):
+        size = _like(cfg.crop_size, options['crop_size'])
+        replace_everywhere(cfg, cfg.crop_size, size)
+    _, by_epoch = training_length(cfg)
+    if by_epoch and options.get('train_cfg.max_iters'):
+        convert_to_iterations(cfg, options['train_cfg.max_iters'])
+    length_before = training_length(cfg)
+    accumulated_before = accumulation(cfg)
     try:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError, AssertionError) as error:
         raise ConfigError(f'--cfg-options does not fit: {error}') from None
-    new_length, new_by_epoch = _length(cfg)
-    if (
-        length
-        and new_length != length
-        and new_by_epoch == by_epoch
-        and not any(key.startswith('param_scheduler') for key in options)
-    ):
-        factor = new_length / length
-        if by_epoch:
-            scale_schedule(cfg, epochs=factor)
-        else:
-            scale_schedule(cfg, iters=factor)
-    if accumulation(cfg) != accumulated:
-        follow_accumulation(cfg, accumulation(cfg) / accumulated, options)
+    follow_length(cfg, length_before, options)
+    follow_accumulation(cfg, accumulated_before, options)
 
 
-def _set_scale(cfg: Config, scale: Any) -> None:
+def set_data_root(cfg: Config, root: str) -> None:
+    """Set the root of all data sets of a config.
+
+    The old root is replaced in the whole config, since evaluators name files
+    below it, too. It is:
+
+    - the top-level ``data_root`` if a data set has a path there; data sets
+      elsewhere keep their roots;
+    - otherwise the root of all data sets, or the one of them that contains
+      the others;
+    - nothing if no data set has a root. Each gets the new one, and the paths
+      that were relative to the working directory are relative to it.
+
+    Args:
+        cfg: The config, changed in place.
+        root: Path of the new root.
+
+    Raises:
+        ConfigError: If the root is not a path, if no data set has files, or if
+            there are several roots and none contains the others.
+    """
+    option = f'--cfg-options data_root={root}'
+    if not isinstance(root, str) or not root:
+        raise ConfigError(
+            f'{option} is not the path of one folder; write a folder whose '
+            'name is a number with a dot and a slash, as in data_root=./2024'
+        )
+    datasets = [
+        dataset
+        for loader in LOADERS
+        for dataset in dataset_dicts(cfg, loader)
+        if any(dataset.get(key) for key in ('data_root', *FILE_KEYS))
+    ]
+    if not datasets:
+        raise ConfigError(
+            f'{option}: the config has no data set with files in a folder'
+        )
+    roots = {_without_slash(d.get('data_root') or '') for d in datasets}
+    top = cfg.get('data_root')
+    if top and _names_path_below(datasets, top):
+        replace_everywhere(cfg, top, root)
+    elif roots == {''}:
+        _set_first_root(cfg, datasets, root)
+    else:
+        parents = [
+            r for r in roots if r and all(is_below(x, r) for x in roots)
+        ]
+        if not parents:
+            names = [r or 'the working directory' for r in sorted(roots)]
+            raise ConfigError(
+                f'{option}: the data sets have several roots, '
+                f'{", ".join(names)}; set each of them, as in '
+                'train_dataloader.dataset.data_root=...'
+            )
+        replace_everywhere(cfg, parents[0], root)
+
+
+def _set_first_root(
+    cfg: Config, datasets: Sequence[ConfigDict], root: str
+) -> None:
+    """Give a root to data sets that have none."""
+    for dataset in datasets:
+        dataset['data_root'] = root
+        file = dataset.get('ann_file')
+        if isinstance(file, str) and file and not file.startswith('/'):
+            # The metric may read the same file.
+            new = f'{_without_slash(root)}/{file}'
+            for evaluator in ('val_evaluator', 'test_evaluator'):
+                replace_everywhere(cfg.get(evaluator), file, new)
+
+
+def _names_path_below(node: Any, folder: str) -> bool:
+    """Whether a string in dicts and lists is a path in a folder."""
+    if isinstance(node, str):
+        return bool(node) and is_below(node, folder)
+    if isinstance(node, Mapping):
+        node = list(node.values())
+    return isinstance(node, (list, tuple)) and any(
+        _names_path_below(value, folder) for value in node
+    )
+
+
+def _without_slash(path: str) -> str:
+    return path.rstrip('/') or path
+
+
+def set_scale(cfg: Config, scale: Any) -> None:
+    """Set every scale of two sides in the pipelines.
+
+    Args:
+        cfg: The config, changed in place.
+        scale: Longest and shortest side, in pixels.
+
+    Raises:
+        ConfigError: If it is not a pair, or no step has such a scale.
+    """
     if not is_pair(scale):
         raise ConfigError(
             f'--cfg-options scale={scale} must be two sides, such as '
@@ -99,9 +197,11 @@ def _set_scale(cfg: Config, scale: Any) -> None:
 
 
 def _like(old: Any, new: Any) -> Any:
-    """A side given for a size that is a pair means both sides.
+    """A new size in the form of the old one.
 
-    Two, which options make a list of, are what the pair was.
+    Where the old size is a pair, one number stands for both sides, and a pair
+    has the same type: the command line makes lists, some transforms require
+    tuples.
     """
     if isinstance(old, (list, tuple)):
         if isinstance(new, int):
@@ -112,7 +212,7 @@ def _like(old: Any, new: Any) -> Any:
 
 
 def _check_keys(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Refuse a top-level key that nothing reads, which would do nothing."""
+    """Refuse a top-level key that nothing would read."""
     known = {*cfg, *inspect.signature(Runner).parameters, *EXTRA_KEYS}
     for option in options:
         top = option.split('.')[0]

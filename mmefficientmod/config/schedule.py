@@ -1,57 +1,174 @@
-"""The length of a training, its learning-rate schedule and accumulation."""
+"""Length, learning-rate schedule and accumulation of a training.
+
+MMEngine counts iterations or epochs. With accumulated gradients, a step of
+the optimizer takes several iterations. The functions here change what depends
+on these counts when one of them changes, and say by which total batch the
+learning rate is scaled.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
 from mmefficientmod.config.nodes import ConfigError, type_name
 
 
-def _length(cfg: Config) -> tuple[int, bool]:
+def training_length(cfg: Config) -> tuple[int, bool]:
+    """Length of a training, and whether that counts epochs.
+
+    Returns:
+        ``(max_iters, False)`` if the config has it, otherwise
+        ``(max_epochs, True)``; a length of 0 if it has neither.
+    """
     train_cfg = cfg.get('train_cfg') or {}
     if train_cfg.get('max_iters'):
         return train_cfg['max_iters'], False
     return train_cfg.get('max_epochs') or 0, True
 
 
-def accumulation(cfg: Config) -> int:
-    """Iterations for each step of the optimizer.
+def follow_length(
+    cfg: Config, before: tuple[int, bool], options: Iterable[str]
+) -> None:
+    """Scale the learning-rate schedule after the length has changed.
 
-    Raises:
-        ConfigError: If it is no such number.
+    Parts of the schedule that count the same as the length, iterations or
+    epochs, are scaled by the same factor.
+
+    Args:
+        cfg: The config with its new length, changed in place.
+        before: The old length, as :func:`training_length` gives it.
+        options: Keys of the command line; a schedule that they set is left
+            alone.
     """
-    counts = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
-    if not isinstance(counts, int) or counts < 1:
-        raise ConfigError(
-            f'optim_wrapper.accumulative_counts={counts} is no number of '
-            'iterations for each step of the optimizer, 1 or more'
-        )
-    return counts
+    length, by_epoch = training_length(cfg)
+    old_length, old_by_epoch = before
+    if (
+        not old_length
+        or by_epoch != old_by_epoch
+        or _is_set('param_scheduler', options)
+    ):
+        return
+    factor = length / old_length
+    if by_epoch:
+        scale_schedule(cfg, epochs=factor)
+    else:
+        scale_schedule(cfg, iters=factor)
+
+
+def convert_to_iterations(cfg: Config, max_iters: int) -> None:
+    """Make a config that counts epochs count iterations.
+
+    The learning rate falls at the same fractions of the training. Validation
+    and checkpoint come at the end.
+
+    Args:
+        cfg: The config, changed in place.
+        max_iters: Length of the training, in iterations.
+    """
+    epochs, _ = training_length(cfg)
+    if not epochs:
+        return
+    scale_schedule(cfg, epochs=max_iters / epochs)
+    for scheduler in _schedulers(cfg):
+        scheduler['by_epoch'] = False
+        scheduler.pop('convert_to_iter_based', None)
+    cfg.train_cfg = dict(
+        type='IterBasedTrainLoop',
+        max_iters=max_iters,
+        val_interval=max_iters,
+    )
+    hooks = cfg.setdefault('default_hooks', {})
+    hooks.setdefault('checkpoint', dict(type='CheckpointHook')).update(
+        by_epoch=False, interval=max_iters
+    )
+    hooks.setdefault('logger', dict(type='LoggerHook')).update(
+        log_metric_by_epoch=False
+    )
+    cfg.setdefault('log_processor', dict(type='LogProcessor')).update(
+        by_epoch=False
+    )
+
+
+def shorten_training(
+    cfg: Config,
+    max_epochs: int,
+    max_iters: int,
+    images: int,
+    images_before: int,
+    batch_size: int,
+    lr_power: float = 0.0,
+) -> None:
+    """Fit the schedule of a training to a smaller data set.
+
+    The learning rate rises and falls at the same fractions of the training,
+    and averaged weights (``EMAHook``) cover the same fraction. Validation and
+    checkpoint come at the end.
+
+    Args:
+        cfg: The config, changed in place, before its batch size is changed.
+        max_epochs: New length if the config counts epochs.
+        max_iters: New length if it counts iterations.
+        images: Number of training images of the new data set.
+        images_before: Number of training images of the old data set.
+        batch_size: Images of an iteration of the new training.
+        lr_power: The learning rate is multiplied by the ratio of the total
+            batches, new to old, to this power. Default: 0, which does not
+            change it.
+    """
+    auto_scale_lr = cfg.get('auto_scale_lr') or {}
+    batch_before = auto_scale_lr.get('base_batch_size') or (
+        # Configs of MMDetection and MMSegmentation are for 8 GPUs.
+        8 * cfg.train_dataloader.batch_size
+    )
+    length_before, by_epoch = training_length(cfg)
+    # Epochs that one iteration makes.
+    epochs_before, epochs = batch_before / images_before, batch_size / images
+    if by_epoch:
+        length = cfg.train_cfg.max_epochs = max_epochs
+        epoch_factor = length / length_before
+        iter_factor = epoch_factor * epochs_before / epochs
+    else:
+        length = cfg.train_cfg.max_iters = max_iters
+        iter_factor = length / length_before
+        epoch_factor = iter_factor * epochs / epochs_before
+    scale_schedule(cfg, epoch_factor, iter_factor)
+    cfg.train_cfg.val_interval = length
+    hooks = cfg.setdefault('default_hooks', {})
+    hooks.setdefault('checkpoint', dict(type='CheckpointHook')).update(
+        by_epoch=by_epoch, interval=length
+    )
+    for hook in _ema_hooks(cfg):
+        momentum = hook.get('momentum', 2e-4) / iter_factor
+        hook['momentum'] = min(momentum, 0.5)
+    if lr_power:
+        cfg.optim_wrapper.optimizer.lr *= (
+            batch_size / batch_before
+        ) ** lr_power
+        if auto_scale_lr:
+            # Otherwise --auto-scale-lr would scale it a second time.
+            auto_scale_lr['base_batch_size'] = batch_size
 
 
 def scale_schedule(
     cfg: Config, epochs: float = 1.0, iters: float = 1.0
 ) -> None:
-    """Stretch or shrink the learning-rate schedule.
+    """Scale the learning-rate schedule, its warm-up included.
 
-    A part of it keeps at least two steps: in MMEngine, a warm-up of one step
-    would stay at its start for ever.
+    Each part keeps at least two steps: a warm-up of one step would never
+    raise the learning rate in MMEngine.
 
     Args:
         cfg: The config, changed in place.
-        epochs: Factor for what counts epochs.
-        iters: Factor for what counts iterations.
+        epochs: Factor for the parts that count epochs. Default: 1.
+        iters: Factor for the parts that count iterations. Default: 1.
     """
-    schedulers = cfg.get('param_scheduler') or []
-    if isinstance(schedulers, Mapping):
-        schedulers = [schedulers]
+    # New ends by unit and old end: a part that begins there is moved along.
     ends: dict[tuple[bool, int], int] = {}
-    for scheduler in schedulers:
+    for scheduler in _schedulers(cfg):
         by_epoch = scheduler.get('by_epoch', True)
         factor = epochs if by_epoch else iters
         if factor == 1:
@@ -60,7 +177,6 @@ def scale_schedule(
         for key in ('begin', 'T_max', 'step_size', 'total_steps'):
             if scheduler.get(key):
                 scheduler[key] = max(1, round(scheduler[key] * factor))
-        # One that follows another begins where that now ends.
         if (by_epoch, begin) in ends:
             scheduler['begin'] = ends[by_epoch, begin]
         if end:
@@ -73,73 +189,122 @@ def scale_schedule(
             ]
 
 
-def count_iterations(cfg: Config, max_iters: int) -> None:
-    """Make a config count iterations where it counts epochs.
+def accumulation(cfg: Config) -> int:
+    """Number of iterations in each step of the optimizer.
 
-    The learning rate falls at the same shares of the training. Validation
-    and checkpoint come at the end.
-
-    Args:
-        cfg: The config, changed in place.
-        max_iters: Length of the training.
+    Raises:
+        ConfigError: If ``optim_wrapper.accumulative_counts`` is not a number
+            of iterations.
     """
-    scale_schedule(cfg, epochs=max_iters / cfg.train_cfg.max_epochs)
-    schedulers = cfg.get('param_scheduler') or []
-    if isinstance(schedulers, Mapping):
-        schedulers = [schedulers]
-    for scheduler in schedulers:
-        scheduler['by_epoch'] = False
-        scheduler.pop('convert_to_iter_based', None)
-    cfg.train_cfg = dict(
-        type='IterBasedTrainLoop',
-        max_iters=max_iters,
-        val_interval=max_iters,
-    )
-    hooks = cfg.setdefault('default_hooks', {})
-    hooks.setdefault('checkpoint', dict(type='CheckpointHook')).update(
-        by_epoch=False, interval=max_iters
-    )
-    hooks.setdefault('logger', dict(type='LoggerHook'))[
-        'log_metric_by_epoch'
-    ] = False
-    cfg.setdefault('log_processor', dict(type='LogProcessor'))['by_epoch'] = (
-        False
-    )
+    counts = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+    if not isinstance(counts, int) or counts < 1:
+        raise ConfigError(
+            f'optim_wrapper.accumulative_counts={counts} is no number of '
+            'iterations for each step of the optimizer, 1 or more'
+        )
+    return counts
 
 
 def follow_accumulation(
-    cfg: Config, factor: float, options: Mapping[str, Any]
+    cfg: Config, before: int, options: Iterable[str]
 ) -> None:
-    """Have what goes with the steps of the optimizer follow accumulation.
+    """Adapt settings that count steps of the optimizer to the accumulation.
 
-    MMEngine counts iterations, of which a step now takes ``factor`` times as
-    many. An average of the weights is updated once a step. In a training that
-    counts epochs, a warm-up that counts iterations takes as many steps as
-    before. In one that counts iterations, their number stays; a warning says
-    so where the options do not set it.
+    MMEngine counts iterations, and the number of them in a step has changed.
+    Averaged weights (``EMAHook``) are still updated once in a step. In a
+    training that counts epochs, a warm-up that counts iterations keeps its
+    number of steps. The length of a training that counts iterations does not
+    change; a warning says so if the options do not set it.
 
     Args:
-        cfg: The config, changed in place.
-        factor: New iterations a step, by the old ones.
-        options: Those of the command line; what they set is left alone.
+        cfg: The config with the new accumulation, changed in place.
+        before: Iterations in each step until now.
+        options: Keys of the command line; settings that they change are left
+            alone.
     """
-
-    def is_set(key: str) -> bool:
-        return any(option.startswith(key) for option in options)
-
-    for hook in cfg.get('custom_hooks') or []:
-        if type_name(hook) == 'EMAHook' and not is_set('custom_hooks'):
-            interval = hook.get('interval', 1) * factor
-            hook['interval'] = max(1, round(interval))
-    length, by_epoch = _length(cfg)
-    if by_epoch and not is_set('param_scheduler'):
+    counts = accumulation(cfg)
+    if counts == before:
+        return
+    factor = counts / before
+    if not _is_set('custom_hooks', options):
+        for hook in _ema_hooks(cfg):
+            hook['interval'] = max(1, round(hook.get('interval', 1) * factor))
+    length, by_epoch = training_length(cfg)
+    if by_epoch and not _is_set('param_scheduler', options):
         scale_schedule(cfg, iters=factor)
-    elif length and not by_epoch and not is_set('train_cfg.max_iters'):
+    elif not by_epoch and not _is_set('train_cfg.max_iters', options):
         print_log(
-            f'{length} iterations are {length // accumulation(cfg)} steps of '
-            'the optimizer, since gradients are accumulated; '
+            f'{length} iterations are {length // counts} steps of the '
+            'optimizer, since gradients are accumulated; '
             f'train_cfg.max_iters={round(length * factor)} has as many steps '
             'as before',
             logger='current',
             level=logging.WARNING,
         )
+
+
+def enable_auto_scale_lr(cfg: Config, name: str) -> None:
+    """Scale the learning rate with the total batch (``--auto-scale-lr``).
+
+    MMEngine multiplies the learning rate by the total batch, the images of
+    all processes in an iteration, divided by ``base_batch_size``.
+
+    Args:
+        cfg: The config, changed in place.
+        name: Name of the config, for the message.
+
+    Raises:
+        ConfigError: If the config does not say for which total batch its
+            learning rate is.
+    """
+    if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+        raise ConfigError(
+            '--auto-scale-lr needs auto_scale_lr.base_batch_size, which '
+            f'{name} does not have'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def base_batch_per_iteration(
+    cfg: Config, auto_scale_lr: dict | None
+) -> dict | None:
+    """What MMEngine scales the learning rate by, with accumulation.
+
+    MMEngine multiplies the learning rate by the images of an iteration
+    divided by ``base_batch_size``. With accumulated gradients, a step of the
+    optimizer takes the images of several iterations.
+
+    Args:
+        cfg: The config.
+        auto_scale_lr: Dict with ``enable`` and ``base_batch_size``, the
+            images of a step that the learning rate was chosen for.
+
+    Returns:
+        The dict with ``base_batch_size`` divided by the iterations of a
+        step, which gives the factor of the whole step.
+    """
+    iterations = accumulation(cfg)
+    if iterations == 1 or not auto_scale_lr or not auto_scale_lr.get('enable'):
+        return auto_scale_lr
+    base = auto_scale_lr['base_batch_size']
+    print_log(
+        f'Gradients of {iterations} iterations are accumulated: the learning '
+        f'rate is for {base} images a step, which are '
+        f'{base / iterations:g} an iteration.',
+        'current',
+    )
+    return dict(auto_scale_lr, base_batch_size=base / iterations)
+
+
+def _schedulers(cfg: Config) -> list[ConfigDict]:
+    schedulers = cfg.get('param_scheduler') or []
+    return [schedulers] if isinstance(schedulers, Mapping) else schedulers
+
+
+def _ema_hooks(cfg: Config) -> list[ConfigDict]:
+    hooks = cfg.get('custom_hooks') or []
+    return [hook for hook in hooks if type_name(hook) == 'EMAHook']
+
+
+def _is_set(key: str, options: Iterable[str]) -> bool:
+    return any(option.startswith(key) for option in options)

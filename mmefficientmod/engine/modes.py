@@ -45,24 +45,6 @@ def train_with_fsdp(cfg: Config) -> None:
     cfg.merge_from_dict(load_config('mmefficientmod::_base_/fsdp.py'))
 
 
-def scale_learning_rate(cfg: Config, name: str) -> None:
-    """Scale the learning rate with the total batch (``--auto-scale-lr``).
-
-    Args:
-        cfg: The config, changed in place.
-        name: Name of the config, for the message.
-
-    Raises:
-        ConfigError: If it does not say which batch its rate is for.
-    """
-    if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
-        raise ConfigError(
-            '--auto-scale-lr needs auto_scale_lr.base_batch_size, which '
-            f'{name} does not have'
-        )
-    cfg.auto_scale_lr.enable = True
-
-
 def warn_without_weights(cfg: Config, fine_tunes: bool) -> None:
     """Warn if a recipe for pretrained weights starts from random ones.
 

@@ -25,7 +25,7 @@ from mmefficientmod.config.nodes import (
     replace_everywhere,
     type_name,
 )
-from mmefficientmod.config.schedule import accumulation
+from mmefficientmod.config.schedule import base_batch_per_iteration
 from mmefficientmod.datasets import name_file_on_error
 from mmefficientmod.engine import distributed
 from mmefficientmod.engine.console import show_progress
@@ -206,37 +206,6 @@ def limit_workers(dataloader: Mapping[str, Any]) -> dict[str, Any]:
     elif not wanted and cfg.get('persistent_workers'):
         cfg['persistent_workers'] = False
     return cfg
-
-
-def base_batch_per_iteration(
-    cfg: Config, auto_scale_lr: dict | None
-) -> dict | None:
-    """What MMEngine scales the learning rate by, with accumulation.
-
-    MMEngine multiplies the learning rate by the images of an iteration
-    divided by ``base_batch_size``. With accumulated gradients, a step of the
-    optimizer takes the images of several iterations.
-
-    Args:
-        cfg: The config.
-        auto_scale_lr: Dict with ``enable`` and ``base_batch_size``, the
-            images of a step that the learning rate was chosen for.
-
-    Returns:
-        The dict with ``base_batch_size`` divided by the iterations of a
-        step, which gives the factor of the whole step.
-    """
-    iterations = accumulation(cfg)
-    if iterations == 1 or not auto_scale_lr or not auto_scale_lr.get('enable'):
-        return auto_scale_lr
-    base = auto_scale_lr['base_batch_size']
-    print_log(
-        f'Gradients of {iterations} iterations are accumulated: the learning '
-        f'rate is for {base} images a step, which are '
-        f'{base / iterations:g} an iteration.',
-        'current',
-    )
-    return dict(auto_scale_lr, base_batch_size=base / iterations)
 
 
 RUNNER_TYPES: dict[str, type[ToolRunner] | type[ToolFlexibleRunner]] = dict(

@@ -20,7 +20,7 @@ from mmefficientmod.config.nodes import (
     type_name,
     walk_pipelines,
 )
-from mmefficientmod.config.schedule import scale_schedule
+from mmefficientmod.config.schedule import shorten_training
 
 from .ade20k import write_ade20k_mini
 from .coco import write_coco_mini
@@ -231,40 +231,14 @@ def _is_side(value: Any) -> bool:
 
 
 def _shrink_schedule(cfg: Config, mini: Miniature) -> None:
-    auto_scale_lr = cfg.get('auto_scale_lr') or {}
-    # Configs of MMDetection and MMSegmentation are made for 8 GPUs.
-    batch = auto_scale_lr.get(
-        'base_batch_size', 8 * cfg.train_dataloader.batch_size
+    shorten_training(
+        cfg,
+        max_epochs=mini.max_epochs,
+        max_iters=mini.max_iters,
+        images=mini.images,
+        images_before=mini.images_of_whole,
+        batch_size=mini.batch_size,
+        lr_power=mini.lr_power,
     )
-    by_epoch = not cfg.train_cfg.get('max_iters')
-    new_epochs: float = mini.max_epochs
-    new_iters: float = mini.max_iters
-    if by_epoch:
-        epochs = cfg.train_cfg.max_epochs
-        iters = epochs * mini.images_of_whole / batch
-        new_iters = new_epochs * mini.images / mini.batch_size
-        new_length = cfg.train_cfg.max_epochs = mini.max_epochs
-    else:
-        iters = cfg.train_cfg.max_iters
-        epochs = iters * batch / mini.images_of_whole
-        new_epochs = new_iters * mini.batch_size / mini.images
-        new_length = cfg.train_cfg.max_iters = mini.max_iters
-    scale_schedule(cfg, new_epochs / epochs, new_iters / iters)
-    cfg.train_cfg.val_interval = new_length
-    hooks = cfg.setdefault('default_hooks', {})
-    hooks.setdefault('logger', dict(type='LoggerHook'))['interval'] = 20
-    hooks.setdefault('checkpoint', dict(type='CheckpointHook')).update(
-        by_epoch=by_epoch, interval=new_length
-    )
-    for hook in cfg.get('custom_hooks') or []:
-        if type_name(hook) == 'EMAHook':
-            # The average covers the same fraction of the training as before.
-            momentum = hook.get('momentum', 2e-4) * iters / new_iters
-            hook['momentum'] = min(momentum, 0.5)
-    if mini.lr_power:
-        cfg.optim_wrapper.optimizer.lr *= (
-            mini.batch_size / batch
-        ) ** mini.lr_power
-        # Otherwise `--auto-scale-lr` would scale it a second time.
-        if auto_scale_lr:
-            auto_scale_lr['base_batch_size'] = mini.batch_size
+    logger = cfg.default_hooks.setdefault('logger', dict(type='LoggerHook'))
+    logger['interval'] = 20
