@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmefficientmod import EfficientMod
-from mmefficientmod.analysis.complexity import Network, measure
+from mmefficientmod.analysis.complexity import TensorForward, measure
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.toolbox import build_model, input_size
@@ -109,7 +109,9 @@ def test_whole_models_count_as_pytorch_counts_them(name):
     # The same image gives the same proposals.
     torch.manual_seed(0)
     image = torch.randn(1, 3, *size)
-    assert products(result) == torch_products(Network(model, size), image)
+    assert products(result) == torch_products(
+        TensorForward(model, size), image
+    )
     assert result.params == sum(p.numel() for p in model.parameters())
     backbone = model.backbone
     assert result.backbone_params == sum(

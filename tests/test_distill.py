@@ -956,7 +956,7 @@ def test_the_student_segmentor_alone_learns(coarse):
          'PointHead has a loss of its own'),
         (dict(type='EncHead', in_channels=[8, 8], in_index=[0, 1],
               channels=8, num_codes=2, norm_cfg=NORM),
-         'EncHead, which gives more than one rating'),
+         'EncHead, which gives no single tensor of logits'),
     ],
 )  # fmt: skip
 def test_heads_that_have_no_single_map_of_logits(coarse, head, message):

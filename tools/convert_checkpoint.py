@@ -1,10 +1,10 @@
-"""Turn a checkpoint of the EfficientMod authors into this project's layout.
+"""Convert a checkpoint of the EfficientMod authors to this project's layout.
 
-Takes their classifiers (timm), detectors (mmdet 2) and segmentors (mmseg 0),
-and checkpoints that this project trained, whose parallel branches `--deploy`
-merges (docs/reparam.md). A whole model is written as `backbone.*` and the
-toolbox's own names, a classifier's head as `head.fc.*`, which is MMPretrain's
-layout, too; `--part backbone` writes the names of the backbone alone.
+Reads their classifiers (timm), detectors (mmdet 2) and segmentors (mmseg 0),
+and checkpoints trained with this project; `--deploy` merges parallel branches
+of the latter (docs/reparam.md). A whole model is written with the names
+`backbone.*` and those of its toolbox, the head of a classifier with the names
+`head.fc.*`. With `--part backbone`, the names have no prefix.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from mmefficientmod.checkpoint.reading import CheckpointError
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.toolbox import build_model
 
-# What the lines of the table stand for: a stage or its downsampling, and
-# otherwise the first name, of a RoI head or a backbone the first two.
+# The group of tensors in a line of the table: a stage or its downsampling;
+# for other tensors the first name, for a RoI head or backbone the first two.
 GROUP = re.compile(
     r'((backbone\.)?(stages|layers)\.\d+(\.downsample)?'
     r'|(backbone|roi_head)\.\w+|head\.fc|\w+)'
@@ -48,24 +48,24 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--part',
         choices=PARTS,
         default='model',
-        help='the whole model (default), for testing and --resume, or the '
-        'backbone alone, for --pretrained',
+        help='the whole model (default), for tests and --resume, or only '
+        'the backbone, for --pretrained',
     )
     parser.add_argument(
         '--config',
-        help='config whose model the result must fit; without it, backbone '
-        "and a classifier's head are checked against the known variants",
+        help='config whose model the result must fit; default: the backbone '
+        'and the head of a classifier must fit one of the variants',
     )
     parser.add_argument(
         '--use-ema',
         action='store_true',
-        help='take the averaged weights of a file that holds both',
+        help='take the averaged weights of a file that has both',
     )
     parser.add_argument(
         '--deploy',
         action='store_true',
-        help='merge the parallel branches of a training with reparam, which '
-        'gives a checkpoint of the plain variant',
+        help='merge the parallel branches of a training with reparam, so '
+        'that the result is a checkpoint of the plain variant',
     )
     parser.add_argument(
         '--force', action='store_true', help='replace DST if it exists'
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> Conversion:
 
 
 def show(result: Conversion, args: argparse.Namespace) -> None:
-    """Print what became of each group of tensors, or of each tensor."""
+    """Print the new name of each group of tensors, or of each tensor."""
     rows: Counter[tuple[str | None, str | None]] = Counter()
     for old, new in result.names.items():
         old = old.removeprefix('module.')
@@ -130,7 +130,7 @@ def show(result: Conversion, args: argparse.Namespace) -> None:
 
 
 def group(name: str | None) -> str | None:
-    """The line of the table that a tensor counts to."""
+    """The group of a tensor in the table; None for no name."""
     found = GROUP.match(name or '')
     return found[0] if found else None
 

@@ -1,6 +1,6 @@
 """Count parameters and FLOPs of any config: ours, a stock one, or your own.
 
-One FLOP is one multiply-add, as in the paper and all over OpenMMLab.
+One FLOP is one multiply-add, as in the paper and in OpenMMLab.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs='+',
         type=int,
         metavar='PIXELS',
-        help='height and width of the input, or one number for both; by '
-        'default the crop that a segmentor trains on, what a classifier is '
-        'tested on, and 800 x 1280 for a detector tested at 1333 x 800',
+        help='height and width of the input, or one number for both; '
+        'default: the crop of the training for a segmentor, the size of the '
+        'test images for a classifier or detector, and 800 x 1280 for 1333 x '
+        '800',
     )
     parser.add_argument('--out', metavar='FILE', help='JSON file to write')
     return parser.parse_args(argv)
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> Complexity:
     try:
         result = measure(model, size)
     except Exception as error:
-        # Each toolbox has models whose forward wants more than an image.
+        # Each toolbox has models whose forward needs more than an image.
         raise ConfigError(
             f'{args.config} cannot be run for counting at {size[0]}x'
             f'{size[1]}: {type(error).__name__}: {error}'
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> Complexity:
 
 
 def show(result: Complexity, config: str) -> None:
-    """Print the counts, in the units of papers and exactly."""
+    """Print the counts, exactly and in millions or billions."""
     print(f'{config}, one image of {result.size[0]}x{result.size[1]}')
     table = Table('', 'parameters', 'M', 'FLOPs (multiply-adds)', 'G')
     for column in table.columns[1:]:

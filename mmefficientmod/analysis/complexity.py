@@ -1,9 +1,9 @@
 """Parameters and FLOPs of a model, as OpenMMLab counts them.
 
 A multiply-add is one FLOP. Convolutions, matrix products, attention, norms and
-interpolation count, as MMEngine's analyser counts them, to which attention and
-deformable convolution are added here; activations and element-wise sums and
-products do not.
+interpolation count; activations and element-wise sums and products do not.
+MMEngine's analyser counts most of these, and the handles in this module add
+attention, deformable convolution and bicubic interpolation.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import sdpa_flop_count
 
-# Element-wise, or moving data about: no FLOPs by the convention, and no news
-# where the operators that were not counted are listed.
+from mmefficientmod.rng import forked_rng
+
+# Element-wise operators and copies have no FLOPs by the convention. They are
+# not listed among the operators that were not counted.
 CHEAP = frozenset(
     f'aten::{name}{suffix}'
     for name in (
@@ -47,7 +49,7 @@ CHEAP = frozenset(
 
 @dataclass(frozen=True)
 class Complexity:
-    """What a model costs for one image.
+    """Parameters and FLOPs of a model for one image.
 
     Attributes:
         size: Height and width of the input, in pixels.
@@ -56,8 +58,8 @@ class Complexity:
         backbone_params: Parameters of the backbone; None without one.
         backbone_flops: FLOPs of the backbone; None without one.
         by_operator: FLOPs of each kind of operator.
-        uncounted: Operators that may cost something and are not counted,
-            with how often they ran.
+        uncounted: Operators that may have a cost but are not counted, and how
+            often each ran.
     """
 
     size: tuple[int, int]
@@ -69,13 +71,15 @@ class Complexity:
     uncounted: dict[str, int]
 
 
-class Network(nn.Module):
-    """The network of a model, without pre- and post-processing.
+class TensorForward(nn.Module):
+    """A model without pre- and post-processing, from images to tensors.
 
     Args:
-        model: A toolbox's model, or a module that takes an image alone.
-        size: Height and width that the images are said to have.
-        batch: Number of the images. Default: 1.
+        model: A model of a toolbox, which runs in the mode ``'tensor'``, or a
+            module that takes an image.
+        size: Height and width of the images, in pixels, for models that read
+            them from the data samples.
+        batch: Number of images. Default: 1.
     """
 
     def __init__(
@@ -95,7 +99,7 @@ class Network(nn.Module):
         ]
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """``(N, C, H, W)`` to all tensors that come out."""
+        """``(N, C, H, W)`` to all tensors in the output of the model."""
         if isinstance(self.model, BaseModel):
             outs = self.model(image, self.data_samples, mode='tensor')
         else:
@@ -108,16 +112,16 @@ def measure(
 ) -> Complexity:
     """Count parameters and FLOPs of a model for one image.
 
-    Of a toolbox's model its forward in the mode ``'tensor'`` counts: a
-    classifier to its logits; a segmentor to the logits of its decode head,
-    before they are scaled up; a detector to the outputs of its heads, those
-    of a second stage for the proposals that the weights at hand give, at
-    most as many as the config allows. Auxiliary heads do not run there; their
-    parameters count.
+    For a model of a toolbox, the forward in the mode ``'tensor'`` counts: a
+    classifier up to its logits; a segmentor up to the logits of its decode
+    head, before they are resized to the image; a detector up to the outputs
+    of its heads. The cost of a second stage depends on the number of
+    proposals, and so on the weights. Auxiliary heads do not run in this mode,
+    but their parameters count.
 
     Args:
         model: A model of a toolbox, or a module that takes
-            ``(N, C, H, W)``. Its weights and mode are left as they are.
+            ``(N, C, H, W)``. Its weights and mode do not change.
         size: Height and width of the input, in pixels.
         in_channels: Channels of the input. Default: 3.
 
@@ -126,12 +130,12 @@ def measure(
     """
     height, width = size
     device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with forked_rng(0):
         image = torch.randn(1, in_channels, height, width).to(device)
     training = [m for m in model.modules() if m.training]
-    model.eval()  # apart, since not every backbone returns itself
-    analyzer = FlopAnalyzer(Network(model, (height, width)), image)
+    # A statement of its own: train() of OpenMMLab's backbones gives None.
+    model.eval()
+    analyzer = FlopAnalyzer(TensorForward(model, (height, width)), image)
     analyzer.unsupported_ops_warnings(False)
     analyzer.uncalled_modules_warnings(False)
     analyzer.set_op_handle(**HANDLES, **dict.fromkeys(CHEAP))
@@ -157,22 +161,23 @@ def measure(
 
 
 def _attention_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """Query times key and weights times value, by PyTorch's own formula.
+    """Query times key, and attention times value.
 
-    That counts a multiply-add twice.
+    PyTorch's formula counts a multiply-add as two.
     """
     shapes = [[1, 1, *get_shape(x)][-4:] for x in inputs[:3]]
     return Counter(attention=sdpa_flop_count(*shapes) // 2)
 
 
 def _deform_conv_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """The convolution, without the sampling before it."""
-    weight = 2 if len(inputs) == 3 else 3  # version 2 has a mask before it
+    """The convolution, without the sampling of its inputs."""
+    # Version 2 has a mask in front of the weight.
+    weight = 2 if len(inputs) == 3 else 3
     shapes = (get_shape(x) for x in (inputs[0], inputs[weight], outputs[0]))
     return Counter(deform_conv=conv_flop_count(*shapes))
 
 
-# What MMEngine's analyser does not know.
+# Operators that MMEngine's analyser does not know.
 HANDLES = {
     'aten::scaled_dot_product_attention': _attention_flops,
     'aten::upsample_bicubic2d': elementwise_flop_counter(0, 16),

@@ -1,4 +1,4 @@
-"""Memory that a model takes: what autograd saves, and the peak on a CPU."""
+"""Memory of a model: bytes saved for the backward pass, and the CPU's peak."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
-    """The most that PyTorch's allocator for the CPU gives out at a time.
+    """The peak memory of PyTorch's allocator for the CPU during a call.
 
-    What was there before does not count, nor does what libraries below, such
-    as oneDNN, take for themselves meanwhile.
+    Memory that was allocated before does not count, and neither does memory
+    that libraries such as oneDNN allocate themselves.
 
     Args:
-        run: What to run; its result is dropped.
+        run: The function to call; its result is dropped.
+
+    Returns:
+        The peak, in bytes.
     """
-    # Its profiler tells the terminal when it starts and that there is no GPU.
+    # Otherwise the profiler prints that it starts, and that it finds no GPU.
     os.environ.setdefault('KINETO_LOG_LEVEL', '9')
     cpu = torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(
@@ -44,11 +48,15 @@ def peak_bytes(run: Callable[[], Any]) -> int:
 
 
 def saved_bytes(forward: Callable[[], Any], known: list[Tensor]) -> int:
-    """Bytes that autograd keeps for the backward pass.
+    """Bytes that autograd saves for the backward pass.
 
     Args:
-        forward: What to run; its result is dropped.
-        known: Tensors that are there anyway, such as weights and input.
+        forward: The function to call; its result is dropped.
+        known: Tensors that do not count because they exist anyway, such as
+            weights and inputs.
+
+    Returns:
+        The size of all other storages, in bytes.
     """
     with SavedTensors() as saved:
         outs = forward()
@@ -56,28 +64,36 @@ def saved_bytes(forward: Callable[[], Any], known: list[Tensor]) -> int:
     return saved.nbytes(known)
 
 
-class SavedTensors(torch.autograd.graph.saved_tensors_hooks):
-    """Takes note of what autograd keeps for the backward pass, meanwhile.
+class SavedTensors:
+    """Records the tensors that autograd saves inside of its block.
 
-    Each piece of memory counts once and whole. Copies that autocast makes of
-    the weights count; what is recomputed (``with_cp``) does not.
+    Each storage counts once, with its full size. Copies of weights that
+    autocast makes count; recomputed activations (``with_cp``) do not.
     """
 
     def __init__(self) -> None:
-        self._storages: dict[int, int] = {}
-        super().__init__(self._pack, lambda x: x)
+        self._storages: dict[int, int] = {}  # size in bytes, by address
+        self._hooks = saved_tensors_hooks(self._pack, lambda x: x)
 
     def __enter__(self) -> SavedTensors:
-        super().__enter__()
+        self._hooks.__enter__()
         return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)
 
     def _pack(self, x: Tensor) -> Tensor:
         storage = x.untyped_storage()
         self._storages[storage.data_ptr()] = storage.nbytes()
-        # With its graph, what a layer gave would keep itself for ever.
+        # Detach, else a reference cycle leaks memory: the saved output of a
+        # layer would hold the node of the graph that saved it.
         return x.detach()
 
     def nbytes(self, known: Iterable[Tensor]) -> int:
-        """Bytes that were kept, without those of tensors known anyway."""
+        """Size of the recorded storages, in bytes.
+
+        Args:
+            known: Tensors whose storages do not count.
+        """
         there = {x.untyped_storage().data_ptr() for x in known}
         return sum(n for at, n in self._storages.items() if at not in there)

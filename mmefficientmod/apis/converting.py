@@ -345,13 +345,14 @@ def fit_model(
     Raises:
         CheckpointError: If they do not fit.
     """
+    backbone = model.get_submodule('backbone')
     module, prefix = model, 'backbone.'
     optional: tuple[str, ...] = ()
     if part != 'model':
-        module, prefix, optional = model.backbone, '', ('norm.',)
-    if isinstance(model.backbone, EfficientMod):
+        module, prefix, optional = backbone, '', ('norm.',)
+    if isinstance(backbone, EfficientMod):
         try:
-            silent = model.backbone.silent_branches(weights, prefix)
+            silent = backbone.silent_branches(weights, prefix)
         except CheckpointError as error:
             raise CheckpointError(f'{path} does not fit: {error}') from None
         weights = {**weights, **silent}

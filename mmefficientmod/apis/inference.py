@@ -25,9 +25,9 @@ import cv2
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
-from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmefficientmod.checkpoint.loading import load_whole
+from mmefficientmod.checkpoint.reading import read_checkpoint, select_weights
 from mmefficientmod.config.files import TOOLBOXES, load_config
 from mmefficientmod.config.nodes import ConfigError, dataset_dicts
 from mmefficientmod.config.toolbox import import_toolbox
@@ -54,7 +54,8 @@ def build_inferencer(
         predicts; its documentation lists the options.
 
     Raises:
-        CheckpointError: If the checkpoint is of another model.
+        CheckpointError: If the checkpoint cannot be read or is of another
+            model.
         ConfigError: If the config does not exist, or its toolbox has no
             inferencer or is not installed.
     """
@@ -70,9 +71,10 @@ def build_inferencer(
     drop_noise(MMLogger.get_current_instance())
     if cfg.get('visualizer'):
         cfg.visualizer.vis_backends = None  # the inferencer writes the files
-    # Silent, since the inferencer loads it again and says so.
-    weights = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', 'silent')
-    meta = (weights.get('meta') or {}).get('dataset_meta') or {}
+    # The inferencer reads the file once more, by MMEngine.
+    content = read_checkpoint(checkpoint)
+    weights, _ = select_weights(content, checkpoint)
+    meta = (content.get('meta') or {}).get('dataset_meta') or {}
     if scope == 'mmseg':
         inferencer = _segmentation(cfg, checkpoint, device, meta)
     elif scope == 'mmdet':

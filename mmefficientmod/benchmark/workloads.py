@@ -16,7 +16,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from mmefficientmod.analysis.complexity import Network
+from mmefficientmod.analysis.complexity import TensorForward
 from mmefficientmod.benchmark.cases import DTYPES, BenchmarkCase
 from mmefficientmod.benchmark.inputs import random_annotations
 from mmefficientmod.config.nodes import ConfigError
@@ -80,7 +80,7 @@ def prepare(model: nn.Module, case: BenchmarkCase, image: Tensor) -> Workload:
     # Not chained: train() of OpenMMLab's modules returns None.
     model.train(case.training)
     height, width = image.shape[-2:]
-    network: nn.Module = Network(model, (height, width), len(image))
+    network: nn.Module = TensorForward(model, (height, width), len(image))
     if case.mode == 'onnxruntime':
         return _prepare_onnxruntime(network, case, image)
     has_losses = case.training and isinstance(model, BaseModel)

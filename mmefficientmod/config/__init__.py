@@ -1,4 +1,4 @@
-"""Configs as data: found, read, changed. Nothing here knows a model."""
+"""Configs as data: finding, reading and changing them."""
 
 from mmefficientmod.config.files import (
     TOOLBOXES,

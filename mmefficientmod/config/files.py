@@ -1,4 +1,4 @@
-"""Finding and reading config files: ours, stock ones and the user's."""
+"""Finding and reading config files of ours, of a toolbox, or of a user."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.options import apply_options
 from mmefficientmod.messages import did_you_mean
 
-# Toolboxes whose configs the tools serve.
+# Toolboxes whose configs the tools can run.
 TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
 
 
 def register_config_packages() -> None:
-    """Let ``mmefficientmod::`` and ``mmseg::`` name configs in MMEngine.
+    """Make MMEngine find configs named ``mmefficientmod::`` and ``mmseg::``.
 
-    MMEngine asks for the distribution ``mmsegmentation``, which the onedl
-    fork of MMSegmentation is not; told the module's name, it finds it.
+    For ``mmseg::``, MMEngine looks for a distribution called
+    ``mmsegmentation``. The onedl fork has another name, and is found by the
+    name of its module.
     """
     MODULE2PACKAGE['mmefficientmod'] = 'mmefficientmod'
     try:
@@ -33,15 +34,15 @@ def register_config_packages() -> None:
 
 
 def find_config(name: str) -> Path:
-    """Path of a config.
+    """Path of a config file.
 
     Args:
-        name: A path, or ``package::path`` for a config that an installed
-            package carries, for example
+        name: A path, or ``package::path`` for a config in an installed
+            package, such as
             ``mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py``.
 
     Raises:
-        ConfigError: If there is none, with the names that come close.
+        ConfigError: If it does not exist; the message has the closest names.
     """
     package, colons, inner = name.partition('::')
     if not colons:
@@ -51,9 +52,8 @@ def find_config(name: str) -> Path:
     else:
         if package not in (*TOOLBOXES, 'mmefficientmod'):
             raise ConfigError(
-                f'no package {package!r} has configs to take; give a path, '
-                f'or one of {", ".join(TOOLBOXES)} and mmefficientmod '
-                'before the `::`'
+                f'no package {package!r} has configs; give a path, or one of '
+                f'{", ".join(TOOLBOXES)} and mmefficientmod before the `::`'
             )
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:
@@ -74,14 +74,16 @@ def find_config(name: str) -> Path:
 
 
 def load_config(name: str, options: Mapping[str, Any] | None = None) -> Config:
-    """Load a config and put options of the command line in.
+    """Load a config and apply options of the command line.
 
     Args:
-        name: As for :func:`find_config`.
-        options: As for :func:`apply_options`.
+        name: See :func:`find_config`.
+        options: See :func:`~mmefficientmod.config.options.apply_options`.
+            Default: none.
 
     Raises:
-        ConfigError: If the config does not exist or an option does not fit.
+        ConfigError: If the config does not exist or cannot be read, or an
+            option does not fit.
     """
     path = find_config(name)
     try:

@@ -1,4 +1,4 @@
-"""A toolbox imported, its models built, the size of its images."""
+"""Importing a toolbox, building the model of a config, its input size."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
@@ -15,11 +16,16 @@ from torch import nn
 
 from mmefficientmod.config.nodes import ConfigError, dataset_dicts
 
+# Beginnings of lines that a toolbox prints on import and that say nothing to
+# a user.
 NOISY_LINES = ('Could not import OneDL',)
+# Height and width at which papers, and MMDetection's own tool before version
+# 3, count FLOPs of detectors whose images are scaled to at most 1333 x 800.
+COCO_SIZE = (800, 1280)
 
 
 def import_toolbox(scope: str) -> None:
-    """Import a toolbox without the lines that mean nothing to a user.
+    """Import the models and data sets of a toolbox.
 
     Args:
         scope: Name of the toolbox, as in ``default_scope``.
@@ -36,6 +42,8 @@ def import_toolbox(scope: str) -> None:
                     raise ConfigError(
                         f'the config needs {scope}, which is not installed'
                     ) from None
+                # mmengine, the scope of a config without one, has no such
+                # modules.
                 if error.name != f'{scope}.{part}':
                     raise
     for line in printed.getvalue().splitlines():
@@ -43,11 +51,22 @@ def import_toolbox(scope: str) -> None:
             sys.stdout.write(f'{line}\n')
 
 
+@contextmanager
+def default_scope(cfg: Config) -> Iterator[None]:
+    """Look names of types up in the toolbox of a config, inside the block."""
+    name = cfg.get('default_scope') or 'mmengine'
+    with DefaultScope.overwrite_default_scope(name):
+        yield
+
+
 def build_model(cfg: Config) -> nn.Module:
-    """The model of a config, with fresh weights and on the CPU.
+    """Build the model of a config with random weights, on the CPU.
+
+    Its toolbox stays the default scope of the process afterwards.
 
     Raises:
-        ConfigError: If there is none, or its toolbox is not installed.
+        ConfigError: If the config has no model, or its toolbox is not
+            installed.
     """
     if not cfg.get('model'):
         raise ConfigError(f'{cfg.filename} has no model')
@@ -57,21 +76,19 @@ def build_model(cfg: Config) -> nn.Module:
     return MODELS.build(cfg.model)
 
 
-# What papers, and MMDetection's own tool before version 3, take where images
-# are scaled to at most 1333 x 800; height and width.
-COCO_SIZE = (800, 1280)
-
-
 def input_size(cfg: Config) -> tuple[int, int]:
-    """Height and width at which a config's complexity is quoted.
+    """Height and width, in pixels, at which FLOPs of a config are counted.
 
-    Segmentation: the crop that it trains on. Classification: what the test
-    pipeline crops or resizes to at last. Detection: 800 x 1280 where the test
-    pipeline scales to 1333 x 800, as papers do, and what it scales to
-    otherwise. Rounded up to what the data preprocessor pads to.
+    - Segmentation: the crop of the training.
+    - Classification: the last crop or size in the test pipeline.
+    - Detection: the scale of the test pipeline; 800 x 1280 for 1333 x 800, as
+      in papers.
+
+    The size is rounded up to a multiple of ``pad_size_divisor`` of the data
+    preprocessor.
 
     Raises:
-        ConfigError: If the config does not say it.
+        ConfigError: If the config does not have such a size.
     """
     scope = cfg.get('default_scope')
     preprocessor = cfg.model.get('data_preprocessor') or {}
@@ -79,12 +96,12 @@ def input_size(cfg: Config) -> tuple[int, int]:
     if scope == 'mmseg':
         size = cfg.get('crop_size') or preprocessor.get('size')
     else:
-        dataset = next(dataset_dicts(cfg, 'test_dataloader'), {})
+        dataset: Any = next(dataset_dicts(cfg, 'test_dataloader'), {})
         for step in dataset.get('pipeline') or []:
             if step.get('crop_size'):
                 size = step['crop_size']
             elif step.get('scale') and (scope != 'mmdet' or size is None):
-                # (width, height), or the long and the short side.
+                # A pair is (width, height), or longest and shortest side.
                 scale = step['scale']
                 size = scale if isinstance(scale, int) else scale[::-1]
         if scope == 'mmdet' and size == (800, 1333):
@@ -99,10 +116,3 @@ def input_size(cfg: Config) -> tuple[int, int]:
     divisor = preprocessor.get('pad_size_divisor') or 1
     height, width = (-(-int(x) // divisor) * divisor for x in size)
     return height, width
-
-
-@contextmanager
-def default_scope(cfg: Config) -> Iterator[None]:
-    name = cfg.get('default_scope') or 'mmengine'
-    with DefaultScope.overwrite_default_scope(name):
-        yield

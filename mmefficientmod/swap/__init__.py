@@ -1,4 +1,4 @@
-"""A config in, the same config with another backbone out."""
+"""Replacing the backbone of a config."""
 
 from mmefficientmod.swap.backbone import swap_backbone
 from mmefficientmod.swap.names import (

@@ -1,6 +1,6 @@
-"""The names of backbones that tools, configs and the model index share.
+"""Names of backbones, for ``--backbone``, configs and the model index.
 
-Where a toolbox or timm has a backbone, the name stands for theirs.
+If timm or a toolbox has a backbone, its name stands for that implementation.
 """
 
 from __future__ import annotations
@@ -17,83 +17,7 @@ from mmefficientmod.messages import did_you_mean
 from mmefficientmod.models.backbones import edgevit, efficientmod
 from mmefficientmod.models.backbones.timm_pyramid import check_name
 
-
-def resolve_backbone(backbone: str | Mapping[str, Any]) -> ConfigDict:
-    """The dict of a backbone.
-
-    Args:
-        backbone: A name, ``timm:NAME``, a dict, or a dict as the command line
-            has it: ``{'type': 'ResNet', ...}`` or ``dict(type='ResNet',
-            ...)``.
-
-    Raises:
-        ConfigError: If there is no such name, or the text is no dict.
-    """
-    if isinstance(backbone, str):
-        text = backbone.strip()
-        if text.startswith(('{', 'dict(')):
-            backbone = parse_dict(text)
-        elif text.startswith('timm:'):
-            name = text.removeprefix('timm:')
-            try:
-                check_name(name)
-            except (ImportError, ValueError) as error:
-                raise ConfigError(str(error)) from error
-            backbone = dict(type='mmefficientmod.TimmPyramid', model_name=name)
-        else:
-            name = text.replace('-', '_')
-            if name not in BACKBONES:
-                raise ConfigError(
-                    f'no backbone is called {backbone!r}'
-                    f'{did_you_mean(name, BACKBONES)} The names are '
-                    f'{", ".join(BACKBONES)}; any model of timm is '
-                    'timm:NAME, and any other registered backbone goes as a '
-                    "dict, such as dict(type='mmpretrain.MobileNetV2', "
-                    'out_indices=(1, 2, 4, 6))'
-                )
-            backbone = BACKBONES[name]
-    if not isinstance(backbone, Mapping) or not backbone.get('type'):
-        raise ConfigError(
-            f'the backbone {backbone!r} is neither a name nor a dict with a '
-            'type'
-        )
-    return ConfigDict(copy.deepcopy(dict(backbone)))
-
-
-def backbone_name(backbone: str | Mapping[str, Any]) -> str:
-    """A name for folders: the backbone's own, or the type in its dict."""
-    if isinstance(backbone, str):
-        name = backbone.strip().removeprefix('timm:')
-        if backbone.strip() != name:
-            return name.replace('.', '_')
-        if name.replace('-', '_') in BACKBONES:
-            return name.replace('-', '_')
-    return type_name(resolve_backbone(backbone)).lower()
-
-
-def parse_dict(text: str) -> Any:
-    """Read a dict as the command line has it.
-
-    Args:
-        text: ``{'key': value}`` or ``dict(key=value)``, of literals.
-
-    Raises:
-        ConfigError: If it is neither.
-    """
-    try:
-        node = ast.parse(text, mode='eval').body
-        if isinstance(node, ast.Call):
-            if node.args or not all(k.arg for k in node.keywords):
-                raise ValueError('only keywords may stand in dict(...)')
-            return {k.arg: ast.literal_eval(k.value) for k in node.keywords}
-        return ast.literal_eval(node)
-    except (SyntaxError, ValueError) as error:
-        raise ConfigError(
-            f'the backbone {text} cannot be read as a dict: {error}'
-        ) from None
-
-
-# Names of timm's own.
+# Backbones of timm, under timm's names.
 TIMM = (
     'mobilenetv2_100', 'mobilenetv2_140', 'mobilevit_xs', 'mobilevit_s',
     'mobilevitv2_100', 'fasternet_t0', 'fasternet_t1', 'fasternet_t2',
@@ -102,6 +26,7 @@ TIMM = (
     'repvit_m0_9', 'repvit_m1_0', 'repvit_m1_1', 'repvit_m1_5',
     'resnet18', 'resnet50',
 )  # fmt: skip
+# The dict of the backbone of each name.
 BACKBONES: dict[str, dict[str, Any]] = {
     **{
         f'efficientmod_{arch}': dict(
@@ -121,7 +46,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
         name: dict(type='mmefficientmod.TimmPyramid', model_name=name)
         for name in TIMM
     },
-    # By default it freezes its stem. Its stages are the even ones.
+    # Its stages have the even indices. By default it freezes its stem.
     **{
         f'poolformer_{arch}': dict(
             type='mmpretrain.PoolFormer',
@@ -138,3 +63,97 @@ BACKBONES: dict[str, dict[str, Any]] = {
         for arch in ('tiny', 'small')
     },
 }
+
+
+def resolve_backbone(backbone: str | Mapping[str, Any]) -> ConfigDict:
+    """The dict of a backbone.
+
+    Args:
+        backbone: A name in :data:`BACKBONES`, ``timm:NAME`` for a model of
+            timm, a dict, or a dict as text: ``{'type': 'ResNet', ...}`` or
+            ``dict(type='ResNet', ...)``.
+
+    Returns:
+        A copy of the dict.
+
+    Raises:
+        ConfigError: If there is no such name, or the text is not a dict with
+            a type.
+    """
+    if isinstance(backbone, str):
+        text = backbone.strip()
+        if text.startswith(('{', 'dict(')):
+            backbone = parse_dict(text)
+        elif text.startswith('timm:'):
+            name = text.removeprefix('timm:')
+            try:
+                check_name(name)
+            except (ImportError, ValueError) as error:
+                raise ConfigError(str(error)) from error
+            backbone = dict(type='mmefficientmod.TimmPyramid', model_name=name)
+        else:
+            name = text.replace('-', '_')
+            if name not in BACKBONES:
+                raise ConfigError(
+                    f'no backbone is called {backbone!r}'
+                    f'{did_you_mean(name, BACKBONES)} The names are '
+                    f'{", ".join(BACKBONES)}; for any model of timm write '
+                    'timm:NAME, and for any other registered backbone a dict, '
+                    "such as dict(type='mmpretrain.MobileNetV2', "
+                    'out_indices=(1, 2, 4, 6))'
+                )
+            backbone = BACKBONES[name]
+    if not isinstance(backbone, Mapping) or not backbone.get('type'):
+        raise ConfigError(
+            f'the backbone {backbone!r} is neither a name nor a dict with a '
+            'type'
+        )
+    return ConfigDict(copy.deepcopy(dict(backbone)))
+
+
+def backbone_name(backbone: str | Mapping[str, Any]) -> str:
+    """Name of a backbone, for folders.
+
+    Args:
+        backbone: See :func:`resolve_backbone`.
+
+    Returns:
+        Its name in :data:`BACKBONES` or in timm, otherwise the type in its
+        dict, in lower case.
+
+    Raises:
+        ConfigError: If there is no such backbone.
+    """
+    if isinstance(backbone, str):
+        name = backbone.strip().removeprefix('timm:')
+        if backbone.strip() != name:
+            return name.replace('.', '_')
+        if name.replace('-', '_') in BACKBONES:
+            return name.replace('-', '_')
+    return type_name(resolve_backbone(backbone)).lower()
+
+
+def parse_dict(text: str) -> Any:
+    """Read a dict that is given as text.
+
+    Args:
+        text: ``{'key': value}`` or ``dict(key=value)``, where values are
+            literals.
+
+    Returns:
+        The dict; any other literal as it is.
+
+    Raises:
+        ConfigError: If the text cannot be read.
+    """
+    try:
+        node = ast.parse(text, mode='eval').body
+        if isinstance(node, ast.Call):
+            if node.args or not all(k.arg for k in node.keywords):
+                raise ValueError('dict(...) may have keywords only')
+            return {k.arg: ast.literal_eval(k.value) for k in node.keywords}
+        return ast.literal_eval(node)
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(
+            f'the backbone {text} cannot be read as a dict: {error}'
+        ) from None

@@ -2,110 +2,193 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import ConfigDict
 
 from mmefficientmod.config.nodes import ConfigError, type_name, walk
 from mmefficientmod.swap.log import log_change
-from mmefficientmod.swap.probe import option_of
+from mmefficientmod.swap.probe import Levels, neck_channels, option_of
 
-# They make a pyramid of a backbone that has none.
+# Necks that make a pyramid for a backbone without one.
 PYRAMID_MAKERS = ('Feature2Pyramid', 'MultiLevelNeck')
-# They read more of a vision transformer than a map of features.
+# Heads that read tokens of a vision transformer, not only a feature map.
 TOKEN_HEADS = (
     'DPTHead', 'SegmenterMaskTransformerHead', 'VisionTransformerClsHead',
     'DeiTClsHead', 'LeViTClsHead', 'MIMHead', 'ConformerHead',
     'EfficientFormerClsHead', 'VigClsHead', 'SAMHead',
 )  # fmt: skip
-# They pool what they read themselves.
+# Heads of classifiers that pool the feature map themselves.
 MAP_HEADS = ('CSRAClsHead',)
 
 
-def refuse_impossible_swaps(model: ConfigDict) -> None:
-    """One sentence for the kinds of models that take no pyramid."""
-    old = model.backbone
+def check_dense_model(model: ConfigDict) -> None:
+    """Refuse detectors and segmentors that need their own backbone.
+
+    Args:
+        model: The model with its old backbone.
+
+    Raises:
+        ConfigError: If a head reads tokens or contains a stage of the
+            backbone, or the neck runs the backbone itself.
+    """
+    backbone = type_name(model.backbone)
     for head in walk(model):
-        if type_name(head) in TOKEN_HEADS or type_name(head).startswith(
-            'SETR'
-        ):
+        name = type_name(head)
+        if name in TOKEN_HEADS or name.startswith('SETR'):
             raise ConfigError(
-                f'{type_name(head)} reads the tokens of a vision transformer, '
-                'all at one stride; a backbone with a pyramid has none'
+                f'{name} reads the tokens of a vision transformer, all at '
+                'one stride; a backbone with a pyramid has none'
             )
-    roi_head = model.get('roi_head') or {}
+    roi_head = model.get('roi_head')
     shared = isinstance(roi_head, Mapping) and roi_head.get('shared_head')
     if shared:
         raise ConfigError(
-            f'this is a C4 model: its RoI head goes on with the last stage of '
-            f'{type_name(old)} ({type_name(shared)}), which another backbone '
-            'does not have; take the FPN variant of the config'
+            'this is a C4 model: its RoI head contains the last stage of '
+            f'{backbone} ({type_name(shared)}), which another backbone does '
+            'not have; take the FPN variant of the config'
         )
-    for neck in walk(model.get('neck') or {}):
+    for neck in walk(model.get('neck')):
         if 'rfp_backbone' in neck:
             raise ConfigError(
-                f'the neck {type_name(neck)} runs {type_name(old)} a second '
-                'time on its own output, for which that backbone has inputs'
+                f'the neck {type_name(neck)} runs {backbone} a second time '
+                'on its own output, for which that backbone has inputs; take '
+                'a config with FPN'
             )
 
 
-def fit_neck(
+def check_classifier(model: ConfigDict) -> None:
+    """Refuse classifiers whose head reads tokens.
+
+    Args:
+        model: The model with its old backbone.
+
+    Raises:
+        ConfigError: If it has such a head, or none.
+    """
+    head = model.get('head')
+    if not isinstance(head, Mapping) or type_name(head) in TOKEN_HEADS:
+        raise ConfigError(
+            f'{type_name(head) or type_name(model)} reads tokens of its own '
+            'backbone, and a pyramid has none; start from a config with a '
+            'LinearClsHead, such as '
+            'mmpretrain::resnet/resnet50_8xb32_in1k.py'
+        )
+
+
+def remove_pyramid_maker(model: ConfigDict) -> bool:
+    """Remove a neck that makes a pyramid, which the new backbone gives.
+
+    Args:
+        model: The model, changed in place.
+
+    Returns:
+        Whether there was such a neck.
+    """
+    name = type_name(model.get('neck'))
+    if name not in PYRAMID_MAKERS:
+        return False
+    log_change(
+        f'neck {name} is removed: the new backbone already gives a pyramid'
+    )
+    model.neck = None
+    return True
+
+
+def fit_neck_and_heads(
+    model: ConfigDict, before: Levels, after: Levels
+) -> None:
+    """Give neck and heads the channels of the new backbone.
+
+    Heads behind a neck read the channels of the neck, which change only if it
+    passes levels on.
+
+    Args:
+        model: A detector or segmentor, changed in place.
+        before: Levels of the old backbone.
+        after: Levels of the new backbone.
+
+    Raises:
+        ConfigError: If the channels of neck or heads do not match the levels
+            of the old backbone.
+    """
+    neck = model.get('neck')
+    old, new = before.channels, after.channels
+    if neck:
+        old_neck = copy.deepcopy(neck)
+        first = neck[0] if isinstance(neck, (list, tuple)) else neck
+        _fit_neck(model, first, old, new)
+        if not _heads_choose_levels(model):
+            return
+        old, new = neck_channels(old_neck, before), neck_channels(neck, after)
+        if old == new:
+            return
+    for name, head in model.items():
+        if name.endswith('head') and head:
+            _fit_heads(head, old, new, behind_neck=bool(neck))
+
+
+def _fit_neck(
     model: ConfigDict,
     neck: ConfigDict,
     old: tuple[int, ...],
     new: tuple[int, ...],
 ) -> None:
+    """Set the channels of a neck, and of heads that repeat them."""
     value = neck.get('in_channels')
     if isinstance(value, int):
         neck.in_channels = new[-1]
         return
     if value is None:
         raise ConfigError(
-            f'the neck {type_name(neck)} names no in_channels, so that '
-            'nothing says what it gives to the heads'
+            f'the neck {type_name(neck)} has no in_channels, so that its '
+            'outputs for another backbone are not known'
         )
     if len(value) > len(new):
         raise ConfigError(
             f'the neck {type_name(neck)} has in_channels={value}, which does '
-            f'not go with the {len(old)} levels of its backbone'
+            f'not match the {len(old)} levels of its backbone'
         )
     if tuple(value) == old[::-1] != old:
         channels = new[::-1]
     else:
         channels = new[len(new) - len(value) :]
-    neck.in_channels = type(value)(channels)  # JPU insists on a tuple
-    # SSD's neck hands the first levels on as they are, to a head that says so.
+    neck.in_channels = type(value)(channels)  # JPU requires a tuple
+    # SSD's neck passes the first levels on, and its head repeats their
+    # channels.
     outs = neck.get('out_channels')
-    if isinstance(outs, Sequence) and tuple(outs[: len(value)]) == tuple(
+    if isinstance(outs, (list, tuple)) and tuple(outs[: len(value)]) == tuple(
         value
     ):
         fitted = [*channels, *outs[len(value) :]]
-        for head in walk(model.get('bbox_head') or {}):
+        for head in walk(model.get('bbox_head')):
             if head.get('in_channels') == outs:
                 head.in_channels = fitted
         neck.out_channels = type(outs)(fitted)
 
 
-def reads_by_index(model: ConfigDict) -> bool:
-    """Whether heads choose levels, as MMSegmentation's do."""
+def _heads_choose_levels(model: ConfigDict) -> bool:
+    """Whether heads choose levels by ``in_index``, as in MMSegmentation."""
     return any(
         'in_index' in node
         for name in ('decode_head', 'auxiliary_head')
-        for node in walk(model.get(name) or {})
+        for node in walk(model.get(name))
     )
 
 
-def fit_heads(
+def _fit_heads(
     head: Any, old: tuple[int, ...], new: tuple[int, ...], behind_neck: bool
 ) -> None:
-    """Set the channels that heads read, at their ``in_index`` if they have."""
-    if not isinstance(head, Mapping):
+    """Set the channels of a head, or of each in a list of heads."""
+    if isinstance(head, (list, tuple)):
         for one in head:
-            fit_heads(one, old, new, behind_neck)
+            _fit_heads(one, old, new, behind_neck)
         return
     for node in walk(head):
-        # Inner modules read the head's own features, unless they choose.
+        # A module inside a head reads the features of the head, unless it
+        # chooses levels itself.
         if node is not head and 'in_index' not in node:
             continue
         value, index = node.get('in_channels'), node.get('in_index', -1)
@@ -116,33 +199,60 @@ def fit_heads(
         elif value is not None and not behind_neck:
             if len(value) != len(new):
                 raise ConfigError(
-                    f'{type_name(node)} has in_channels={list(value)} for '
-                    f'{len(old)} levels'
+                    f'{type_name(node)} has in_channels={list(value)}, which '
+                    f'does not match the {len(old)} levels of its backbone'
                 )
             node.in_channels = list(new)
         if 'c1_in_channels' in node:  # DeepLabV3+ also reads the first level
             node.c1_in_channels = new[0]
 
 
-def fit_classifier_head(
-    model: ConfigDict, old: Mapping[str, Any], channels: int
-) -> None:
+def pool_average(model: ConfigDict) -> None:
+    """Put average pooling between backbone and head of a classifier.
+
+    Args:
+        model: A classifier, changed in place. A head that pools itself keeps
+            its neck.
+    """
+    if type_name(model.head) in MAP_HEADS:
+        return
+    neck, pooling = model.get('neck'), dict(type='GlobalAveragePooling')
+    if neck and neck != pooling:
+        necks = neck if isinstance(neck, (list, tuple)) else [neck]
+        names = ' and '.join(map(type_name, necks))
+        log_change(f'neck {names} is replaced by average pooling')
+    model.neck = ConfigDict(pooling)
+
+
+def fit_classifier_head(model: ConfigDict, channels: int) -> None:
+    """Give a classifier's head the channels of the new backbone.
+
+    Args:
+        model: The classifier with its old backbone, changed in place. If its
+            head has no layer, because the old backbone contains the
+            classifier, it gets a linear one.
+        channels: Channels of the last level of the new backbone.
+
+    Raises:
+        ConfigError: If the number of classes is not known.
+    """
     fitted = [n for n in walk(model.head) if 'in_channels' in n]
     for node in fitted:
         node.in_channels = channels
     if fitted:
         return
     # In VGG and others the classifier is a part of the backbone.
-    classes = option_of(old, 'num_classes')
+    head, backbone = type_name(model.head), type_name(model.backbone)
+    classes = option_of(model.backbone, 'num_classes')
     if not isinstance(classes, int) or classes < 1:
         raise ConfigError(
-            f'{type_name(model.head)} has no layer of its own, and '
-            f'{type_name(old)} does not say for how many classes it has one; '
-            'start from a config with a LinearClsHead'
+            f'{head} has no layer of its own, and {backbone} does not say for '
+            'how many classes it has one; start from a config with a '
+            'LinearClsHead'
         )
     log_change(
-        f'{type_name(model.head)} gets a linear layer for {classes} classes, '
-        f'which was a part of {type_name(old)}'
+        f'{head} gets a linear layer for {classes} classes, which was a part '
+        f'of {backbone}'
     )
     model.head.update(
         type='LinearClsHead', in_channels=channels, num_classes=classes

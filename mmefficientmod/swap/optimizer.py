@@ -1,4 +1,4 @@
-"""Layer-wise settings of the optimizer, fitted to a new backbone."""
+"""Settings of the optimizer for single layers, fitted to a new backbone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from mmefficientmod.config.nodes import ConfigError, type_name
 from mmefficientmod.swap.log import log_change
 from mmefficientmod.swap.probe import class_of, parameter_names
 
+# Constructors of the toolboxes that decay the learning rate by layer. Those
+# of MMDetection and MMSegmentation know the layers of few backbones.
 LAYER_DECAY = (
     'LearningRateDecayOptimizerConstructor',
     'LayerDecayOptimizerConstructor',
@@ -23,48 +25,65 @@ LAYER_DECAY = (
 def fit_optimizer(
     cfg: Config, old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> None:
-    """Keep layer-wise settings that find something, report the others."""
-    wrapper = cfg.get('optim_wrapper') or {}
-    paramwise = wrapper.get('paramwise_cfg')
-    if not paramwise:
+    """Keep settings for single layers that fit the new backbone.
+
+    Layer-wise decay of the learning rate asks the new backbone for its
+    layers. ``custom_keys`` that no parameter has any more are removed and
+    logged.
+
+    Args:
+        cfg: The config, changed in place.
+        old: The dict of the old backbone.
+        new: The dict of the new backbone.
+
+    Raises:
+        ConfigError: If the config decays the learning rate by layer and
+            MMPretrain is not installed.
+    """
+    wrapper = cfg.get('optim_wrapper') or ConfigDict()
+    if not wrapper.get('paramwise_cfg'):
         return
-    constructor = wrapper.get('constructor')
-    if type_name(dict(type=constructor)) in LAYER_DECAY:
+    if type_name(dict(type=wrapper.get('constructor'))) in LAYER_DECAY:
         _fit_layer_decay(wrapper, new)
-        paramwise = wrapper.paramwise_cfg
-    keys = paramwise.get('custom_keys')
-    if not keys:
-        return
-    names, gone = parameter_names(new), parameter_names(old)
+    keys = wrapper.paramwise_cfg.get('custom_keys')
+    if keys:
+        _remove_unused_keys(keys, old, new)
+
+
+def _remove_unused_keys(
+    keys: ConfigDict, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> None:
+    old_names, new_names = parameter_names(old), parameter_names(new)
     for key in list(keys):
-        found = any(key in name for name in names)
-        # A key that the old backbone did not have either is for the heads.
-        theirs = key.startswith('backbone.') or any(key in n for n in gone)
-        if theirs and not found:
+        # A key that was not in the old backbone either is for the heads.
+        for_backbone = key.startswith('backbone.') or any(
+            key in name for name in old_names
+        )
+        if for_backbone and not any(key in name for name in new_names):
             del keys[key]
             log_change(
                 f'custom_keys[{key!r}] is left out: no parameter of '
-                f'{type_name(new)} is called so'
+                f'{type_name(new)} has this in its name'
             )
 
 
 def _fit_layer_decay(wrapper: ConfigDict, new: Mapping[str, Any]) -> None:
-    """Have the layers counted by asking the backbone for them."""
+    """Use a constructor that asks the backbone for the depth of its layers."""
     paramwise = dict(wrapper.paramwise_cfg)
     rate = paramwise.pop('decay_rate', None)
     rate = paramwise.pop('layer_decay_rate', rate)
     layers = paramwise.pop('num_layers', None)
-    kind = paramwise.pop('decay_type', None)
-    if kind is not None or layers is not None:
-        # Those of MMDetection and MMSegmentation do this unasked.
+    decay_type = paramwise.pop('decay_type', None)
+    if decay_type is not None or layers is not None:
+        # MMDetection's and MMSegmentation's constructors do so by default.
         paramwise.setdefault('flat_decay_mult', 0.0)
     if not hasattr(class_of(new), 'get_layer_depth'):
         wrapper.constructor = 'DefaultOptimWrapperConstructor'
         wrapper.paramwise_cfg = ConfigDict(paramwise)
         log_change(
-            f'{type_name(new)} cannot say how deep a layer lies '
+            f'{type_name(new)} does not say how deep a layer is '
             f'(get_layer_depth): the learning rate, which decayed by {rate} '
-            'a layer, is now the same in all',
+            'with each layer, is now the same in all',
             logging.WARNING,
         )
         return
@@ -76,7 +95,7 @@ def _fit_layer_decay(wrapper: ConfigDict, new: Mapping[str, Any]) -> None:
     wrapper.constructor = 'mmefficientmod.LayerDecayOptimWrapperConstructor'
     wrapper.paramwise_cfg = ConfigDict(paramwise, layer_decay_rate=rate)
     log_change(
-        f'the learning rate decays by {rate} a layer, as {type_name(new)} '
-        'counts its layers'
-        + (', and no longer by stages' if kind == 'stage_wise' else '')
+        f'the learning rate decays by {rate} with each layer, as '
+        f'{type_name(new)} counts its layers'
+        + (', and no longer by stages' if decay_type == 'stage_wise' else '')
     )

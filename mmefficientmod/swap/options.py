@@ -12,68 +12,85 @@ from mmefficientmod.swap.log import log_change
 from mmefficientmod.swap.probe import Levels, option_of, parameters_of
 from mmefficientmod.swap.weights import has_weights
 
-# Arguments of a backbone that say how to train it and not what it is.
+# Options that say how a backbone is trained, and not which one it is.
 TRAINING_OPTIONS = ('frozen_stages', 'norm_eval', 'with_cp')
-# Of these, what makes sense with weights alone, and what it does without.
+# Options that need pretrained weights, and what they would do without.
 NEED_WEIGHTS = dict(
     frozen_stages='it would freeze random weights',
     norm_eval='batch norms would keep mean 0 and variance 1',
 )
 
 
-def carry_over(
+def keep_options(
     old: Mapping[str, Any],
     new: ConfigDict,
     levels: Levels,
     pretrained: str | None,
 ) -> None:
-    """Keep what the old backbone was told, where that means something."""
-    accepted = parameters_of(new)
-    kept = {'type', 'init_cfg', 'pretrained', 'out_indices'}
-    if 'in_channels' in accepted and 'in_channels' in old:
+    """Give options of the old backbone to the new one, if it has them.
+
+    Options that are left out are logged.
+
+    Args:
+        old: The dict of the old backbone.
+        new: The dict of the new backbone, changed in place. The options that
+            it has stay.
+        levels: What the new backbone gives.
+        pretrained: Weights for the new backbone; None without.
+    """
+    handled = {'type', 'init_cfg', 'pretrained', 'out_indices'}
+    if 'in_channels' in old and 'in_channels' in parameters_of(new):
         new.setdefault('in_channels', old['in_channels'])
-        kept.add('in_channels')
+        handled.add('in_channels')
+    with_weights = bool(pretrained) or has_weights(new)
     for key in TRAINING_OPTIONS:
+        handled.add(key)
         value = old.get(key)
         if key in new or value in (None, False, -1):
-            kept.add(key)
             continue
-        if key not in accepted:
-            reason = f'{type_name(new)} has no such option'
-        elif key == 'norm_eval' and not levels.has_batch_norm:
-            reason = f'{type_name(new)} has no batch norms'
-        elif key in NEED_WEIGHTS and not (pretrained or has_weights(new)):
-            reason = NEED_WEIGHTS[key]
-        elif key == 'frozen_stages' and not _count_alike(old, new):
-            reason = f'{type_name(new)} numbers its stages otherwise'
-        else:
+        obstacle = _obstacle(key, old, new, levels, with_weights)
+        if obstacle is None:
             new[key] = value
-            kept.add(key)
-            continue
-        kept.add(key)
-        log_change(f'{key}={value} of {type_name(old)} is left out: {reason}')
-    gone = [f'{k}={v!r}' for k, v in old.items() if k not in kept]
-    if gone:
-        log_change(f'with {type_name(old)} go its options {", ".join(gone)}')
+        else:
+            log_change(
+                f'{key}={value} of {type_name(old)} is left out: {obstacle}'
+            )
+    removed = [f'{k}={v!r}' for k, v in old.items() if k not in handled]
+    if removed:
+        log_change(
+            f'options of {type_name(old)} are removed: {", ".join(removed)}'
+        )
+
+
+def _obstacle(
+    key: str,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    levels: Levels,
+    with_weights: bool,
+) -> str | None:
+    """Why the new backbone cannot keep an option; None if it can."""
+    if key not in parameters_of(new):
+        return f'{type_name(new)} has no such option'
+    if key == 'norm_eval' and not levels.has_batch_norm:
+        return f'{type_name(new)} has no batch norms'
+    if key in NEED_WEIGHTS and not with_weights:
+        return NEED_WEIGHTS[key]
+    if key == 'frozen_stages' and not _count_alike(old, new):
+        return f'{type_name(new)} numbers its stages differently'
+    return None
 
 
 def _count_alike(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether one stage has the same number in both, as far as is known."""
-    # To freeze the first stage is 0 there, and 1 elsewhere.
+    """Whether both backbones number their stages in the same way."""
+    # VAN counts frozen stages from 0, others from 1.
     vans = (type_name(old) == 'VAN') + (type_name(new) == 'VAN')
     return _last_stage(old) == _last_stage(new) and vans != 1
 
 
 def _last_stage(backbone: Mapping[str, Any]) -> int | None:
-    """The last stage of which the output is used, by the backbone's count."""
+    """The last index in ``out_indices``; None if there is none."""
     indices = option_of(backbone, 'out_indices')
     if isinstance(indices, Sequence) and indices:
         return indices[-1]
     return indices if isinstance(indices, int) else None
-
-
-def set_default(backbone: ConfigDict, **options: Any) -> None:
-    accepted = parameters_of(backbone)
-    for key, value in options.items():
-        if key in accepted:
-            backbone.setdefault(key, value)

@@ -1,15 +1,15 @@
-"""What a backbone or neck of a config takes and gives, found by trying.
+"""Options and outputs of a backbone, found by building and running it.
 
-Each is built once, without weights, and run on a black image. The dicts are
-those of configs; their types are looked up in the current default scope.
+A backbone or neck is built once, without weights, and run on a black image.
+All dicts are those of configs; their types are looked up in the current
+default scope.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,44 +20,47 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmefficientmod.config.nodes import ConfigError, type_name
+from mmefficientmod.rng import forked_rng
 
 SIZE = 256  # side of the image, in pixels
 
 
 @dataclass(frozen=True)
 class Levels:
-    """What a backbone returns.
+    """The feature maps that a backbone returns.
 
     Attributes:
-        channels: Channels of each output.
-        strides: Stride of each output, in pixels.
-        has_batch_norm: Whether it holds batch norms.
+        strides: Stride of each, in pixels.
+        channels: Channels of each. Default: not known.
+        has_batch_norm: Whether the backbone has batch norms. Default: False.
     """
 
-    channels: tuple[int, ...]
     strides: tuple[int, ...]
-    has_batch_norm: bool
+    channels: tuple[int, ...] = ()
+    has_batch_norm: bool = False
 
 
+@torch.no_grad()
 def probe(backbone: Mapping[str, Any]) -> Levels:
-    """Build a backbone without weights, and see what it returns.
+    """Build a backbone without weights and measure what it returns.
 
     Args:
-        backbone: Its dict, in the current default scope.
+        backbone: The dict of the backbone.
 
     Raises:
         ConfigError: If it cannot be built, or returns no feature maps.
     """
-    kind = type_name(backbone)
-    with _undisturbed():
+    name = type_name(backbone)
+    with forked_rng():
         class_of(backbone)
         try:
             module = MODELS.build(without_weights(backbone))
         except Exception as error:
             raise ConfigError(
-                f'the backbone {kind} cannot be built: {error}'
+                f'the backbone {name} cannot be built: {error}'
             ) from error
-        module.eval()  # by itself: OpenMMLab's train() returns None
+        # A statement of its own: train() of OpenMMLab's backbones gives None.
+        module.eval()
         outs, size = _run(module, backbone)
     if isinstance(outs, Tensor):
         outs = (outs,)
@@ -65,23 +68,24 @@ def probe(backbone: Mapping[str, Any]) -> Levels:
         isinstance(x, Tensor) and x.ndim == 4 for x in outs
     ):
         raise ConfigError(
-            f'{kind} returns no feature maps (N, C, H, W) that a pyramid '
-            'could stand in for'
+            f'{name} returns no feature maps (N, C, H, W), as a pyramid does'
         )
     return Levels(
-        tuple(x.shape[1] for x in outs),
-        tuple(_stride(size, x.shape[-1]) for x in outs),
-        any(isinstance(m, _BatchNorm) for m in module.modules()),
+        strides=tuple(_stride(size, x.shape[-1]) for x in outs),
+        channels=tuple(x.shape[1] for x in outs),
+        has_batch_norm=any(
+            isinstance(m, _BatchNorm) for m in module.modules()
+        ),
     )
 
 
 def _run(module: nn.Module, backbone: Mapping[str, Any]) -> tuple[Any, int]:
-    """The outputs for a black image of a size that the backbone takes."""
+    """Outputs for a black image, and its side, which the backbone takes."""
     own = backbone.get('img_size') or backbone.get('pretrain_img_size')
     own = own[0] if isinstance(own, Sequence) else own
     channels = backbone.get('in_channels', 3)
     failure: Exception | None = None
-    # A vision transformer may take no other size than its own.
+    # A vision transformer may take images of its own size only.
     for size in dict.fromkeys((SIZE, own or 224, 224)):
         try:
             image = torch.zeros(1, channels, size, size)
@@ -89,35 +93,89 @@ def _run(module: nn.Module, backbone: Mapping[str, Any]) -> tuple[Any, int]:
         except Exception as error:
             failure = failure or error
     raise ConfigError(
-        f'{type_name(backbone)} cannot be tried on an image: {failure}'
+        f'{type_name(backbone)} cannot run on an image: {failure}'
     ) from failure
 
 
 def _stride(size: int, out: int) -> int:
-    """The power of two that is nearest."""
+    """The power of two closest to the ratio of two sides."""
     ratio = size / out
     return min((2**i for i in range(9)), key=lambda s: abs(s - ratio))
 
 
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Build and run a model without gradients, and without using up luck."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        yield
+@torch.no_grad()
+def neck_channels(neck: Any, levels: Levels) -> tuple[int, ...]:
+    """Channels of each output of a neck.
+
+    Args:
+        neck: The dict of the neck, or a list of several.
+        levels: Levels of its backbone.
+    """
+    feats = [
+        torch.zeros(1, channels, SIZE // stride, SIZE // stride)
+        for channels, stride in zip(
+            levels.channels, levels.strides, strict=True
+        )
+    ]
+    with forked_rng():
+        module = MODELS.build(copy.deepcopy(neck))
+        module.eval()
+        return tuple(x.shape[1] for x in module(feats))
+
+
+def parameter_names(backbone: Mapping[str, Any]) -> list[str]:
+    """Names of a backbone's parameters in a model, with ``backbone.``."""
+    with forked_rng():
+        module = MODELS.build(without_weights(backbone))
+    return [f'backbone.{name}' for name, _ in module.named_parameters()]
+
+
+@torch.no_grad()
+def randomly_initialised(backbone: Mapping[str, Any]) -> list[str]:
+    """Names of the tensors that the weights of a backbone do not set.
+
+    They are the tensors that differ between two builds with different seeds.
+    Norms that start from ones and zeros are not among them.
+
+    Args:
+        backbone: The dict of the backbone; its ``init_cfg`` names weights.
+
+    Raises:
+        ConfigError: If the weights cannot be loaded.
+    """
+    states = []
+    for seed in range(2):
+        with forked_rng(seed):
+            try:
+                module = MODELS.build(copy.deepcopy(backbone))
+                module.init_weights()
+            except Exception as error:
+                raise ConfigError(
+                    f'{type_name(backbone)} cannot load its weights: '
+                    f'{type(error).__name__}: {error}'
+                ) from error
+        states.append(module.state_dict())
+    one, two = states
+    return [name for name in one if not torch.equal(one[name], two[name])]
 
 
 def without_weights(backbone: Mapping[str, Any]) -> ConfigDict:
-    """The dict of a backbone that starts from random weights."""
-    backbone = ConfigDict(copy.deepcopy(dict(backbone)))
-    backbone.pop('init_cfg', None)
-    if 'pretrained' in backbone:
-        backbone.pretrained = (
-            None if isinstance(backbone.pretrained, str) else False
+    """A copy of a backbone's dict that starts from random weights."""
+    random = ConfigDict(copy.deepcopy(dict(backbone)))
+    random.pop('init_cfg', None)
+    if 'pretrained' in random:
+        random.pretrained = (
+            None if isinstance(random.pretrained, str) else False
         )
-    return backbone
+    return random
 
 
 def class_of(backbone: Mapping[str, Any]) -> type:
+    """The class of a config's dict.
+
+    Raises:
+        ConfigError: If no such class is registered.
+    """
     kind = backbone['type']
     found = kind
     if isinstance(kind, str):
@@ -132,9 +190,19 @@ def class_of(backbone: Mapping[str, Any]) -> type:
     return found
 
 
+def is_ours(backbone: Mapping[str, Any]) -> bool:
+    """Whether a backbone is one of this package."""
+    return class_of(backbone).__module__.startswith('mmefficientmod.')
+
+
 def parameters_of(backbone: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a backbone's class, its parents' included."""
+    """Arguments of the class of a backbone, by name.
+
+    Those of its base classes are included as far as ``**kwargs`` passes them
+    on.
+    """
     parameters: dict[str, inspect.Parameter] = {}
+    kind: Any
     for kind in class_of(backbone).__mro__:
         own = inspect.signature(kind.__init__).parameters
         parameters = {**own, **parameters}
@@ -144,64 +212,16 @@ def parameters_of(backbone: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def option_of(backbone: Mapping[str, Any], name: str) -> Any:
-    """What a backbone's dict says of an argument, or else its default.
+    """The value of an option: from the dict of a backbone, or its default.
 
-    None where neither says anything.
+    Args:
+        backbone: The dict of the backbone.
+        name: Name of the option.
+
+    Returns:
+        The value; None if the option has neither.
     """
     if backbone.get(name) is not None:
         return backbone[name]
     default = getattr(parameters_of(backbone).get(name), 'default', None)
     return None if default is inspect.Parameter.empty else default
-
-
-def parameter_names(backbone: Mapping[str, Any]) -> list[str]:
-    """Names of a backbone's parameters in a model."""
-    with _undisturbed():
-        module = MODELS.build(without_weights(backbone))
-    return [f'backbone.{name}' for name, _ in module.named_parameters()]
-
-
-def not_loaded(backbone: Mapping[str, Any]) -> list[str]:
-    """Names of the tensors that a backbone's weights do not reach.
-
-    A tensor that differs between two builds with different seeds is random.
-
-    Args:
-        backbone: Its dict with an ``init_cfg``, in the current default scope.
-
-    Raises:
-        ConfigError: If the weights cannot be read.
-    """
-    states = []
-    with _undisturbed():
-        for seed in range(2):
-            torch.manual_seed(seed)
-            try:
-                module = MODELS.build(copy.deepcopy(backbone))
-                module.init_weights()
-            except Exception as error:
-                raise ConfigError(
-                    f'{type_name(backbone)} cannot load its weights: '
-                    f'{type(error).__name__}: {error}'
-                ) from error
-            states.append(module.state_dict())
-    one, two = states
-    return [name for name in one if not torch.equal(one[name], two[name])]
-
-
-def neck_channels(neck: Any, levels: Levels) -> tuple[int, ...]:
-    """Channels of what comes out of a neck."""
-    feats = [
-        torch.zeros(1, channels, SIZE // stride, SIZE // stride)
-        for channels, stride in zip(
-            levels.channels, levels.strides, strict=True
-        )
-    ]
-    with _undisturbed():
-        module = MODELS.build(copy.deepcopy(neck))
-        module.eval()
-        return tuple(x.shape[1] for x in module(feats))
-
-
-def is_ours(backbone: Mapping[str, Any]) -> bool:
-    return class_of(backbone).__module__.startswith('mmefficientmod.')

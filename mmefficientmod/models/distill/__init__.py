@@ -1,11 +1,11 @@
-"""Knowledge distillation: any student learns from any frozen teacher.
+"""Knowledge distillation: a student learns from a frozen teacher.
 
-The two models need a toolbox each, and are imported when a config names them:
-``classifier.DistilledClassifier`` MMPretrain, ``segmentor.DistilledSegmentor``
-MMSegmentation.
+``classifier.DistilledClassifier`` needs MMPretrain, and
+``segmentor.DistilledSegmentor`` needs MMSegmentation; each is imported when a
+config names it.
 """
 
-from .loss import Distillation
-from .teacher import Teacher
+from mmefficientmod.models.distill.loss import Distillation
+from mmefficientmod.models.distill.teacher import Teacher
 
 __all__ = ['Distillation', 'Teacher']

@@ -20,23 +20,23 @@ from mmefficientmod.registry import MODELS
 class DistilledClassifier(ImageClassifier):
     """MMPretrain's ``ImageClassifier``, trained with a teacher.
 
-    It has the parameters, names and results of the plain classifier, so that
-    checkpoints go from one to the other. Mixup and cutmix are done before,
-    so that teacher and student see the same images. The log has ``loss_cls``,
-    ``loss_distill`` and their sum ``loss``, weighted as they are learned from.
+    Its parameters and predictions are those of the plain classifier, and
+    checkpoints of one load into the other. Teacher and student get the same
+    images, after Mixup and CutMix. The log has ``loss_cls`` and
+    ``loss_distill``, each with its weight, and their sum ``loss``.
 
     Args:
-        *args: As those of ``ImageClassifier``.
+        *args: Arguments of ``ImageClassifier``.
         teacher: Arguments of :class:`Teacher`. Default: DeiT's RegNetY-160.
         distill: Arguments of :class:`Distillation`. Default: soft targets,
             ``tau=1``, ``alpha=0.9``, as EfficientMod was trained.
-        **kwargs: As those of ``ImageClassifier``.
+        **kwargs: Arguments of ``ImageClassifier``.
 
     Raises:
-        ConfigError: If the head does not choose one class among others.
+        ConfigError: If the head is not a ``ClsHead``, which chooses one class.
 
     Example:
-        A config of a plain classifier becomes one that is distilled:
+        A config that adds distillation to that of a plain classifier:
 
         >>> _base_ = 'efficientmod_s_in1k.py'
         >>> model = dict(
@@ -57,8 +57,8 @@ class DistilledClassifier(ImageClassifier):
         if not isinstance(self.head, ClsHead):
             raise ConfigError(
                 f'the student has the head {type(self.head).__name__}; '
-                'distillation is for heads that choose one class among '
-                "others, which are MMPretrain's ClsHead and its heirs"
+                'distillation is for heads that choose one class, which are '
+                "MMPretrain's ClsHead and its subclasses"
             )
         self.distill = Distillation(**(distill or {}))
         self.teacher = Teacher(
@@ -69,41 +69,47 @@ class DistilledClassifier(ImageClassifier):
 
     def loss(
         self, inputs: Tensor, data_samples: list[DataSample]
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Tensor | list[Tensor]]:
         """The losses of a batch.
 
         Args:
-            inputs: Images ``(N, C, H, W)``, normalised and mixed.
-            data_samples: Their labels, or mixed scores.
+            inputs: Images ``(N, C, H, W)``, normalised, after Mixup and
+                CutMix.
+            data_samples: The label of each image, or its scores ``(classes,)``
+                after Mixup and CutMix.
 
         Returns:
-            The head's losses times ``1 - alpha``, of which ``loss`` is called
-            ``loss_cls``, and ``loss_distill`` times ``alpha``.
+            The losses of the head times ``1 - alpha``, where ``loss`` is
+            renamed to ``loss_cls``, and ``loss_distill`` times ``alpha``.
 
         Raises:
-            ConfigError: If teacher and student do not go together.
+            ConfigError: If the teacher cannot be built, its logits do not fit
+                those of the student, or the student has several logits.
+            CheckpointError: If the teacher's weights cannot be read or do not
+                fit.
         """
-        # First, so that what it needs of memory is free again.
+        # Teacher first, so that its activations are freed before the student
+        # runs.
         targets = self.teacher(inputs)
         feats = self.extract_feat(inputs)
-        with _outputs(self.head) as outputs:
+        with _recorded_outputs(self.head) as outputs:
             losses = self.head.loss(feats, data_samples)
         logits = outputs[-1] if outputs else None
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             raise ConfigError(
                 f'the student has a {type(self.head).__name__}, which gives '
-                'no single rating (N, classes) that could be compared with '
-                "the teacher's"
+                'no single tensor of logits (N, classes) to compare with the '
+                "teacher's"
             )
         return self.distill.mix(losses, self.distill(logits, targets))
 
 
 @contextmanager
-def _outputs(module: nn.Module) -> Iterator[list[Any]]:
-    """What a module returns meanwhile.
+def _recorded_outputs(module: nn.Module) -> Iterator[list[Any]]:
+    """The outputs of all calls of a module inside of the block.
 
-    A head computes its logits inside of its loss. To ask for them once more
-    would draw its dropout anew.
+    A head computes its logits inside of ``loss``. A second call for the
+    logits would draw another dropout mask.
     """
     outputs: list[Any] = []
     handle = module.register_forward_hook(

@@ -15,13 +15,15 @@ MODES = ('soft', 'hard')
 
 @dataclass(frozen=True)
 class Distillation:
-    """How much, and in which way, a student follows its teacher.
+    """The loss of knowledge distillation, and its weight.
 
-    ``(1 - alpha) * base + alpha * distill``, where base is the loss against
-    the labels. Soft (Hinton et al., arXiv 1503.02531): ``distill`` is
-    ``tau**2 * KL(softmax(teacher / tau) || softmax(student / tau))``. Hard
-    (DeiT, arXiv 2012.12877): the cross-entropy with the teacher's class.
-    The defaults are what EfficientMod was trained with.
+    The whole loss is ``(1 - alpha) * base + alpha * distill``, where ``base``
+    is the loss for the labels. In the mode ``'soft'`` (Hinton et al., arXiv
+    1503.02531), ``distill`` is
+    ``tau**2 * KL(softmax(teacher / tau) || softmax(student / tau))``. In the
+    mode ``'hard'`` (DeiT, arXiv 2012.12877), it is the cross-entropy between
+    the student's logits and the teacher's most likely class. The defaults are
+    those that EfficientMod was trained with.
 
     Args:
         mode: ``'soft'`` or ``'hard'``. Default: ``'soft'``.
@@ -29,7 +31,7 @@ class Distillation:
         alpha: Weight of the teacher, 0 to 1. Default: 0.9.
 
     Raises:
-        ValueError: If one of them is none of these.
+        ValueError: If a value is out of its range.
     """
 
     mode: str = 'soft'
@@ -52,20 +54,21 @@ class Distillation:
     def __call__(
         self, student: Tensor, teacher: Tensor, valid: Tensor | None = None
     ) -> Tensor:
-        """The distance of a student from its teacher, without ``alpha``.
+        """The loss ``distill``, without the factor ``alpha``.
 
         Args:
             student: Logits, ``(N, C)`` or ``(N, C, H, W)``.
             teacher: Logits of the same shape.
-            valid: Which images, ``(N,)``, or pixels, ``(N, H, W)``, count.
-                Default: all.
+            valid: A mask of the images ``(N,)`` or pixels ``(N, H, W)`` that
+                count. Default: all.
 
         Returns:
-            The mean over what counts, a scalar in float32; 0 if nothing
-            does.
+            The mean over images or pixels that count, a scalar in float32; 0
+            if none counts.
 
         Raises:
-            ConfigError: If the classes are not as many, or only one.
+            ConfigError: If the numbers of classes differ, or there is only
+                one class.
         """
         ours, theirs = student.shape[1], teacher.shape[1]
         if ours != theirs:
@@ -76,9 +79,9 @@ class Distillation:
         if ours < 2:
             raise ConfigError(
                 'distillation compares classes, and there is only one; give '
-                'the student an output for each, also of two'
+                'the student one output for each class, even for two classes'
             )
-        # Half precision is too coarse for small probabilities.
+        # Small probabilities need more than half precision.
         student, teacher = student.float(), teacher.float()
         if self.mode == 'soft':
             each = F.kl_div(
@@ -99,15 +102,17 @@ class Distillation:
     def mix(
         self, base: Mapping[str, Tensor | list[Tensor]], distill: Tensor
     ) -> dict[str, Tensor | list[Tensor]]:
-        """What a head returns, and the distillation, each with its weight.
+        """Weight the losses of a head and add that of the distillation.
 
         Args:
-            base: What the head returned; what is a loss has it in its name.
-            distill: The result of the call.
+            base: Losses, with ``loss`` in their names, and other values that
+                a head returns.
+            distill: The result of the call, a scalar.
 
         Returns:
-            The same with ``loss_distill``. A loss that is called ``loss`` is
-            now ``loss_cls``, since the log has the sum under that name.
+            The losses times ``1 - alpha``, ``loss_distill`` times ``alpha``,
+            and the other values unchanged. ``loss`` is renamed to
+            ``loss_cls``, since MMEngine logs the sum as ``loss``.
         """
         mixed = {}
         for name, value in base.items():

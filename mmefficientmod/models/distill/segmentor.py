@@ -1,4 +1,4 @@
-"""A segmentor of MMSegmentation that learns from a teacher, pixel by pixel."""
+"""A segmentor of MMSegmentation that learns from a teacher."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ from mmefficientmod.registry import MODELS
 class DistilledSegmentor(EncoderDecoder):
     """MMSegmentation's ``EncoderDecoder``, trained with a teacher.
 
-    It has the parameters, names and results of the plain segmentor, so that
-    checkpoints go from one to the other. The distillation takes the place of
-    the share ``alpha`` in the losses of the decode head; auxiliary heads
-    learn from the labels alone, as before.
+    Its parameters and predictions are those of the plain segmentor, and
+    checkpoints of one load into the other. The losses of the decode head are
+    weighted by ``1 - alpha``, the distillation by ``alpha``. Auxiliary heads
+    learn from the labels only, as in the plain segmentor.
 
-    Pixels are compared where the student has logits, at a quarter of the
-    image's sides in Semantic FPN, to which the teacher's logits are resized.
-    A pixel whose label is ``ignore_index`` does not count, as in the head's
-    own loss: it is padding, or of none of the classes, and the teacher was
-    never told what to say there. The mean is over those that count.
+    The distillation compares the logits of pixels at the student's
+    resolution, in Semantic FPN a quarter of the image's height and width. The
+    teacher's logits are resized to it. Pixels whose label is ``ignore_index``
+    do not count, as in the loss of the head: they are padding or of none of
+    the classes, and the teacher was not trained on such pixels. The loss is
+    the mean over all others.
 
     Args:
-        *args: As those of ``EncoderDecoder``.
+        *args: Arguments of ``EncoderDecoder``.
         teacher: Arguments of :class:`Teacher`, with ``checkpoint``.
         distill: Arguments of :class:`Distillation`. Default: soft targets,
             ``tau=1``, ``alpha=0.9``.
-        **kwargs: As those of ``EncoderDecoder``.
+        **kwargs: Arguments of ``EncoderDecoder``.
 
     Raises:
-        ConfigError: If the decode head computes its loss from something else
-            than logits of pixels.
+        ConfigError: If the decode head has its own way to compute a loss,
+            which may not be from the logits of all pixels.
 
     Example:
         >>> _base_ = 'fpn_efficientmod_xxs_ade20k.py'
@@ -68,8 +69,8 @@ class DistilledSegmentor(EncoderDecoder):
         if type(self.decode_head).loss is not BaseDecodeHead.loss:
             raise ConfigError(
                 f'{type(self.decode_head).__name__} has a loss of its own, '
-                'from something else than the logits of all pixels, which a '
-                "teacher's could be compared with"
+                'which may not be from the logits of all pixels; distillation '
+                "compares those with the teacher's"
             )
         self.distill = Distillation(**(distill or {}))
         self.teacher = Teacher(
@@ -81,30 +82,35 @@ class DistilledSegmentor(EncoderDecoder):
 
     def loss(
         self, inputs: Tensor, data_samples: list[SegDataSample]
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Tensor | list[Tensor]]:
         """The losses of a batch.
 
         Args:
             inputs: Images ``(N, C, H, W)``, normalised.
-            data_samples: Their labels.
+            data_samples: The labels ``(1, H, W)`` of each image.
 
         Returns:
             The losses of the decode head times ``1 - alpha``,
-            ``loss_distill`` times ``alpha``, and those of auxiliary heads.
+            ``loss_distill`` times ``alpha``, and the losses of auxiliary
+            heads.
 
         Raises:
-            ConfigError: If teacher and student do not go together.
+            ConfigError: If the teacher cannot be built, its logits do not fit
+                those of the student, or the student has several logits.
+            CheckpointError: If the teacher's weights cannot be read or do not
+                fit.
         """
-        # First, so that what it needs of memory is free again.
+        # Teacher first, so that its activations are freed before the student
+        # runs.
         targets = self.teacher(inputs)
         feats = self.extract_feat(inputs)
         head = self.decode_head
         logits = head.forward(feats)
         if not isinstance(logits, Tensor):
             raise ConfigError(
-                f'the student has a {type(head).__name__}, which gives more '
-                'than one rating (N, classes, H, W) in training; a teacher '
-                'needs one to compare with'
+                f'the student has a {type(head).__name__}, which gives no '
+                'single tensor of logits (N, classes, H, W) in training to '
+                "compare with the teacher's"
             )
         size = logits.shape[2:]
         if targets.shape[2:] != size:
@@ -115,7 +121,7 @@ class DistilledSegmentor(EncoderDecoder):
                 align_corners=self.align_corners,
             )
         labels = torch.stack([x.gt_sem_seg.data for x in data_samples])
-        # The label in the middle of what a logit stands for.
+        # Each logit is compared at the label in the centre of its pixels.
         labels = F.interpolate(labels.float(), size, mode='nearest-exact')
         valid = labels[:, 0] != head.ignore_index
         losses = self.distill.mix(

@@ -1,4 +1,4 @@
-"""The teacher: a trained model that a student holds without owning it."""
+"""The teacher: a trained model that is no part of its student."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import copy
 import logging
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,131 +31,49 @@ from mmefficientmod.checkpoint.reading import (
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError, type_name
 from mmefficientmod.config.toolbox import input_size
-from mmefficientmod.messages import did_you_mean
+from mmefficientmod.models.backbones.timm_pyramid import check_name
+from mmefficientmod.rng import forked_rng
 
-# The RegNetY-160 that DeiT and EfficientMod were taught by, as timm calls it.
+# timm's name of the RegNetY-160 that taught DeiT and EfficientMod.
 DEIT_TEACHER = 'timm:regnety_160.deit_in1k'
+# In place of a checkpoint: the weights stay random.
 RANDOM = 'random'
 
 
-@dataclass(frozen=True)
-class Normalisation:
-    """What becomes of pixels from 0 to 255 before a network sees them.
-
-    Attributes:
-        mean: Subtracted, for each channel or for all.
-        std: Divided by, for each channel or for all.
-        rgb: Whether red comes first.
-    """
-
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    rgb: bool = True
-
-    @classmethod
-    def of(cls, preprocessor: nn.Module) -> Normalisation:
-        """That of a data preprocessor, of images that are loaded as BGR."""
-        # MMPretrain's, MMEngine's with its heirs, and MMSegmentation's.
-        flags = ('to_rgb', '_channel_conversion', 'channel_conversion')
-        rgb = any(getattr(preprocessor, flag, False) for flag in flags)
-        if not getattr(preprocessor, '_enable_normalize', False):
-            return cls(rgb=rgb)
-        mean, std = preprocessor.mean.flatten(), preprocessor.std.flatten()
-        return cls(tuple(mean.tolist()), tuple(std.tolist()), rgb)
-
-    def reversed(self) -> Normalisation:
-        """The same with the channels the other way round."""
-        return Normalisation(self.mean[::-1], self.std[::-1], not self.rgb)
-
-    def is_like(self, other: Normalisation) -> bool:
-        """Whether both do the same; one may have been through float32."""
-        return self.rgb == other.rgb and all(
-            len(x) == len(y)
-            and all(map(partial(math.isclose, rel_tol=1e-6), x, y))
-            for x, y in ((self.mean, other.mean), (self.std, other.std))
-        )
-
-
-class Network(nn.Module):
-    """A model behind what brings a student's images to it.
-
-    Args:
-        model: Returns logits.
-        given: The normalisation that the images come with.
-        wanted: The one that the model was trained with.
-        size: Height and width that it was trained with; None takes images as
-            they come.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        given: Normalisation,
-        wanted: Normalisation,
-        size: tuple[int, int] | None,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.size = size
-        self.flip = given.rgb != wanted.rgb
-        if self.flip:
-            given = given.reversed()
-        self.same = given.is_like(wanted)
-        mean, std = _float64(given.mean), _float64(given.std)
-        # (x * std + mean - wanted mean) / wanted std, in one step.
-        scale = std / _float64(wanted.std)
-        shift = (mean - _float64(wanted.mean)) / _float64(wanted.std)
-        self.register_buffer('scale', scale.float().view(-1, 1, 1))
-        self.register_buffer('shift', shift.float().view(-1, 1, 1))
-
-    def forward(self, images: Tensor) -> Any:
-        """A student's images ``(N, C, H, W)`` to the model's logits."""
-        images = images.float()
-        if self.flip and images.shape[1] == 3:
-            images = images.flip(1)
-        if not self.same:
-            images = images * self.scale + self.shift
-        if self.size and tuple(images.shape[2:]) != self.size:
-            images = F.interpolate(
-                images, self.size, mode='bicubic', antialias=True
-            )
-        if isinstance(self.model, BaseModel):
-            return self.model(images, mode='tensor')
-        return self.model(images)
-
-
 class Teacher:
-    """A frozen model that gives the targets of a distillation.
+    """A frozen model whose logits are the targets of a distillation.
 
-    It is no ``nn.Module``, so that the student that holds it has none of its
-    weights: not for the optimizer, nor in its state dict, and its ``train()``,
-    ``half()`` or conversion to SyncBN does not reach it. It is built at the
-    first call, on the device of the images, and copies and pickles of the
-    student build their own if they need it: the average of the weights never
-    does, and neither does testing.
+    It is not a ``nn.Module``, so that the student does not have its weights:
+    neither the optimizer nor the state dict has them, and the student's
+    ``train()``, ``half()`` and conversion to SyncBN do not change them. The
+    model is built at the first call, on the device of the images. A copy or
+    pickle of the student builds its own at its first call. Testing, and the
+    averaged copy of the student (``EMAHook``), never need one.
 
     Args:
         model: ``'timm:NAME'`` for a model of timm; a config of MMPretrain or
             MMSegmentation, as a path or ``package::path``; or the dict of a
             registered model. Default: ``timm:regnety_160.deit_in1k``.
-        checkpoint: File or URL. Default: what timm has for that name; the
-            other kinds need one. ``'random'`` leaves the weights random, to
-            try a config where there are none.
-        mean: Of the channels, RGB, 0 to 255. Default: as timm or the config
-            says; a dict without ``data_preprocessor`` sees what the student
-            sees.
-        std: Goes with ``mean``.
-        size: Side, or height and width, that images are resized to. Default:
-            ``'auto'``, which is timm's or, of a config that classifies, that
-            of its test pipeline, and otherwise the size that images have. So
-            does None.
+        checkpoint: File or URL. Default: the weights that timm has for this
+            name; the other kinds of models need a checkpoint. ``'random'``
+            leaves the weights random, to try a config without weights.
+        mean: Mean of each channel that the model was trained with, RGB, 0 to
+            255. Default: that of timm or the config; for a dict without
+            ``data_preprocessor`` that of the student.
+        std: Standard deviation of each channel, given together with ``mean``.
+        size: Side, or height and width, in pixels, to which images are
+            resized. None leaves them as they are. Default: ``'auto'``, the
+            input size of timm's model or of the test pipeline in a config of
+            MMPretrain; other models get the images as they are.
         student: Data preprocessor of the student.
-        num_classes: Classes of the student, if they are known: for a file
-            that timm's model is to load, or random weights.
-        per_pixel: Whether the logits are of each pixel. Default: False.
+        num_classes: Classes of the student, with which a model of timm is
+            built for a checkpoint or random weights. Default: the model's own
+            number.
+        per_pixel: Whether the logits are those of pixels. Default: False.
 
     Raises:
-        ValueError: If ``mean`` comes without ``std``, or the size is none.
+        ValueError: If ``mean`` is given without ``std`` or the reverse, or
+            ``size`` is not a size.
     """
 
     def __init__(
@@ -170,47 +88,43 @@ class Teacher:
         num_classes: int | None = None,
         per_pixel: bool = False,
     ) -> None:
-        if (mean is None) != (std is None):
-            raise ValueError('the teacher has one of mean and std; give both')
-        if isinstance(size, int):
-            size = (size, size)
-        if isinstance(size, (list, tuple)) and len(size) == 2:
-            size = tuple(size)
-        elif size not in ('auto', None):
-            raise ValueError(
-                f"the teacher has size={size!r}; it is 'auto', None, a side "
-                'or height and width, in pixels'
-            )
         self.model = model
         self.checkpoint = checkpoint
-        self.wanted = (
-            None if mean is None else Normalisation(tuple(mean), tuple(std))
-        )
-        self.size = size
-        self.given = Normalisation.of(student)
+        self.wanted: ImageNormalisation | None = None
+        if mean is not None and std is not None:
+            self.wanted = ImageNormalisation(tuple(mean), tuple(std))
+        elif mean is not None or std is not None:
+            raise ValueError('the teacher has one of mean and std; give both')
+        self.size = _parse_size(size)
+        self.given = ImageNormalisation.of(student)
         self.num_classes = num_classes
         self.per_pixel = per_pixel
-        self.network: Network | None = None
+        self.network: TeacherNetwork | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, 'network': None}
 
+    def __str__(self) -> str:
+        if isinstance(self.model, str):
+            return self.model
+        return type_name(self.model)
+
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """The logits for a student's batch.
+        """The logits for a batch of the student.
 
-        They are those of evaluation, in the precision of the autocast that
-        the student runs in.
+        The model is in evaluation mode, and runs in the precision of the
+        student's autocast.
 
         Args:
-            images: ``(N, C, H, W)`` as the student sees them.
+            images: ``(N, C, H, W)``, normalised as for the student.
 
         Returns:
             ``(N, classes)`` or, per pixel, ``(N, classes, H', W')``.
 
         Raises:
-            ConfigError: If the teacher cannot be built, or gives no logits.
-            CheckpointError: If its weights cannot be had or do not fit.
+            ConfigError: If the model cannot be built or gives no logits.
+            CheckpointError: If its weights cannot be read or do not fit.
         """
         if self.network is None:
             self.network = self._build()
@@ -226,26 +140,27 @@ class Teacher:
             )
         return logits
 
-    def __str__(self) -> str:
-        if isinstance(self.model, str):
-            return self.model
-        return type_name(self.model)
-
-    def _build(self) -> Network:
-        with _own_luck():
+    def _build(self) -> TeacherNetwork:
+        """Build the model, load its weights and freeze it."""
+        wanted: ImageNormalisation | None = None
+        size: tuple[int, int] | None = None
+        # With a fixed seed, random weights are the same in all processes.
+        with forked_rng(0):
             if str(self).startswith('timm:'):
                 model, wanted, size = self._from_timm(str(self)[5:])
             elif isinstance(self.model, str):
                 model, wanted, size = self._from_config(self.model)
             else:
-                model, wanted, size = self._from_dict(self.model), None, None
+                model = self._from_dict(self.model)
                 if self.model.get('data_preprocessor'):
-                    wanted = Normalisation.of(model.data_preprocessor)
+                    wanted = _normalisation_of(model)
         wanted = self.wanted or wanted or self.given
-        size = size if self.size == 'auto' else self.size
-        network = Network(model, self.given, wanted, size)
+        if not isinstance(self.size, str):
+            size = self.size
+        network = TeacherNetwork(model, self.given, wanted, size)
         network.requires_grad_(False)
-        network.eval()  # by itself: OpenMMLab's backbones return None
+        # A statement of its own: train() of OpenMMLab's backbones gives None.
+        network.eval()
         millions = sum(p.numel() for p in model.parameters()) / 1e6
         sees = f'{size[0]}x{size[1]} images' if size else 'images as they come'
         print_log(
@@ -265,19 +180,15 @@ class Teacher:
 
     def _from_timm(
         self, name: str
-    ) -> tuple[nn.Module, Normalisation, tuple[int, int]]:
+    ) -> tuple[nn.Module, ImageNormalisation, tuple[int, int]]:
         try:
+            if ':' not in name:  # otherwise the name is one of a hub
+                check_name(name)
             import timm
-        except ModuleNotFoundError:
+        except (ImportError, ValueError) as error:
             raise ConfigError(
-                f'the teacher {self} needs timm, which is not installed: run '
-                '`uv pip install timm`'
+                f'the teacher {self} cannot be built: {error}'
             ) from None
-        if ':' not in name and not timm.is_model(name):
-            hint = did_you_mean(name, timm.list_models(), most=3)
-            raise ConfigError(
-                f'timm {timm.__version__} has no model {name}{hint}'
-            )
         if self.checkpoint is None:
             model = self._create(name, pretrained=True)
         elif self.checkpoint == RANDOM:
@@ -288,9 +199,9 @@ class Teacher:
             )
         else:
             with get_local_path(self.checkpoint) as path:
-                overlay = dict(file=str(path))
+                overlay: dict[str, Any] = dict(file=str(path))
                 if self.num_classes:
-                    # With another number timm would leave the head random.
+                    # With another number, timm would leave the head random.
                     overlay['num_classes'] = self.num_classes
                 model = self._create(
                     name,
@@ -299,39 +210,40 @@ class Teacher:
                     pretrained_cfg_overlay=overlay,
                 )
         data = timm.data.resolve_model_data_config(model)
-        wanted = Normalisation(
+        wanted = ImageNormalisation(
             tuple(255 * x for x in data['mean']),
             tuple(255 * x for x in data['std']),
         )
-        return model, wanted, tuple(data['input_size'][1:])
+        _, height, width = data['input_size']
+        return model, wanted, (height, width)
 
     def _create(self, name: str, **options: Any) -> nn.Module:
         import timm
 
         try:
             return timm.create_model(name, **options)
-        # What the hub raises depends on the libraries that it has.
+        # The type of a hub's error depends on the installed libraries.
         except Exception as error:
-            reason = textwrap.shorten(str(error), 400) or type(error).__name__
+            text = textwrap.shorten(str(error), 400) or type(error).__name__
             if self.checkpoint is None:
                 raise CheckpointError(
                     f'the weights of the teacher {self} cannot be had: '
-                    f'{reason}. Without a network, fetch the file elsewhere '
-                    'and name it by teacher.checkpoint'
+                    f'{text}. Without a network, get the file elsewhere and '
+                    'name it by teacher.checkpoint'
                 ) from error
             classes = options['num_classes'] or 'its own number of'
             raise CheckpointError(
                 f'the teacher {self} cannot be built with '
                 f'checkpoint={self.checkpoint!r} and {classes} classes, as '
-                f'the student has: {reason}'
+                f'the student has: {text}'
             ) from error
 
     def _from_config(
         self, name: str
-    ) -> tuple[nn.Module, Normalisation, tuple[int, int] | None]:
+    ) -> tuple[nn.Module, ImageNormalisation, tuple[int, int] | None]:
         cfg = load_config(name)
         node = ConfigDict(cfg.get('model') or {})
-        # Where MMPretrain keeps it.
+        # MMPretrain has it beside the model.
         if cfg.get('data_preprocessor'):
             node.setdefault('data_preprocessor', cfg.data_preprocessor)
         scope = cfg.get('default_scope') or 'mmengine'
@@ -339,9 +251,9 @@ class Teacher:
             model = self._from_dict(node)
         size = None
         if scope == 'mmpretrain':
-            with suppress(ConfigError):  # it has no test pipeline
+            with suppress(ConfigError):  # no test pipeline
                 size = input_size(cfg)
-        return model, Normalisation.of(model.data_preprocessor), size
+        return model, _normalisation_of(model), size
 
     def _from_dict(self, node: Mapping[str, Any]) -> nn.Module:
         if not node.get('type'):
@@ -361,13 +273,120 @@ class Teacher:
         return model
 
 
-@contextmanager
-def _own_luck() -> Iterator[None]:
-    """Leave the student's random numbers alone, and be alike everywhere."""
-    with torch.random.fork_rng(devices=[]):
-        # `torch.manual_seed` would seed the GPUs, too.
-        torch.default_generator.manual_seed(0)
-        yield
+@dataclass(frozen=True)
+class ImageNormalisation:
+    """How pixels from 0 to 255 are normalised for a model.
+
+    Attributes:
+        mean: Subtracted, one value for each channel or one for all. Default:
+            0.
+        std: Divided by, one value for each channel or one for all. Default:
+            1.
+        rgb: Whether the channels are RGB, and not BGR. Default: True.
+    """
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    rgb: bool = True
+
+    @classmethod
+    def of(cls, preprocessor: nn.Module) -> ImageNormalisation:
+        """The normalisation of a data preprocessor for BGR images."""
+        # The names in MMPretrain, in MMEngine and MMDetection, and in
+        # MMSegmentation.
+        flags = ('to_rgb', '_channel_conversion', 'channel_conversion')
+        rgb = any(getattr(preprocessor, flag, False) for flag in flags)
+        if not getattr(preprocessor, '_enable_normalize', False):
+            return cls(rgb=rgb)
+        mean, std = map(preprocessor.get_buffer, ('mean', 'std'))
+        return cls(
+            tuple(mean.flatten().tolist()), tuple(std.flatten().tolist()), rgb
+        )
+
+    def reversed(self) -> ImageNormalisation:
+        """The same normalisation for channels in the reverse order."""
+        return ImageNormalisation(
+            self.mean[::-1], self.std[::-1], not self.rgb
+        )
+
+    def is_like(self, other: ImageNormalisation) -> bool:
+        """Whether both are equal, up to rounding to float32."""
+        return self.rgb == other.rgb and all(
+            len(x) == len(y)
+            and all(map(partial(math.isclose, rel_tol=1e-6), x, y))
+            for x, y in ((self.mean, other.mean), (self.std, other.std))
+        )
+
+
+class TeacherNetwork(nn.Module):
+    """A model that adapts the images of a student to its own normalisation.
+
+    Args:
+        model: Returns logits.
+        given: Normalisation of the images.
+        wanted: Normalisation that the model was trained with.
+        size: Height and width, in pixels, to which images are resized; None
+            leaves them as they are.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        given: ImageNormalisation,
+        wanted: ImageNormalisation,
+        size: tuple[int, int] | None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.size = size
+        self.flip = given.rgb != wanted.rgb
+        if self.flip:
+            given = given.reversed()
+        self.same = given.is_like(wanted)
+        # (x * given std + given mean - wanted mean) / wanted std, in one step
+        given_mean, given_std = _float64(given.mean), _float64(given.std)
+        wanted_mean, wanted_std = _float64(wanted.mean), _float64(wanted.std)
+        scale = given_std / wanted_std
+        shift = (given_mean - wanted_mean) / wanted_std
+        self.register_buffer('scale', scale.float().view(-1, 1, 1))
+        self.register_buffer('shift', shift.float().view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Any:
+        """The student's images ``(N, C, H, W)`` to the model's logits."""
+        images = images.float()
+        if self.flip and images.shape[1] == 3:
+            images = images.flip(1)
+        if not self.same:
+            images = images * self.scale + self.shift
+        if self.size and tuple(images.shape[2:]) != self.size:
+            images = F.interpolate(
+                images, self.size, mode='bicubic', antialias=True
+            )
+        if isinstance(self.model, BaseModel):
+            return self.model(images, mode='tensor')
+        return self.model(images)
+
+
+def _parse_size(
+    size: int | Sequence[int] | str | None,
+) -> tuple[int, int] | str | None:
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, (list, tuple)) and len(size) == 2:
+        return size[0], size[1]
+    if size is None or size == 'auto':
+        return size
+    raise ValueError(
+        f"the teacher has size={size!r}; it is 'auto', None, a side or height "
+        'and width, in pixels'
+    )
+
+
+def _normalisation_of(model: nn.Module) -> ImageNormalisation:
+    return ImageNormalisation.of(model.get_submodule('data_preprocessor'))
 
 
 def _float64(values: Sequence[float]) -> Tensor:
