@@ -1,4 +1,4 @@
-"""Loading weights: every way in which the authors' files may come."""
+"""Loading weights: the forms of the authors' files, and files that do not fit."""
 
 import argparse
 import copy
@@ -28,7 +28,7 @@ TINY = dict(
 
 
 def to_official(name):
-    """Our names to the authors', written out the other way round."""
+    """Our name of a tensor to that of the authors."""
     if name.startswith('stages.'):
         _, i, part, rest = name.split('.', 3)
         if part == 'downsample':
@@ -77,7 +77,9 @@ def assert_loaded(model, source):
 @pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.'])
 @pytest.mark.parametrize('names', ['official', 'ours'])
 @pytest.mark.parametrize('head', [True, False])
-def test_every_wrapping(tmp_path, source, official, key, prefix, names, head):
+def test_file_is_loaded_whatever_its_keys_and_prefixes(
+    tmp_path, source, official, key, prefix, names, head
+):
     weights = official if names == 'official' else source.state_dict()
     weights = {
         prefix + k: v
@@ -91,7 +93,7 @@ def test_every_wrapping(tmp_path, source, official, key, prefix, names, head):
     assert_loaded(build(tmp_path / 'c.pth', final_norm=True), source)
 
 
-def test_explicit_prefix(tmp_path, source):
+def test_prefix_selects_a_part_of_the_file(tmp_path, source):
     weights = {f'student.{k}': v for k, v in source.state_dict().items()}
     torch.save({'state_dict': weights}, tmp_path / 'c.pth')
     assert_loaded(build(tmp_path / 'c.pth', prefix='student.'), source)
@@ -101,7 +103,7 @@ def test_explicit_prefix(tmp_path, source):
 
 @pytest.fixture
 def messages():
-    """What is logged, while a logger is current."""
+    """Messages of the current logger."""
     logger = MMLogger.get_instance(f'test-{os.urandom(4).hex()}')
     lines = []
     handler = logging.Handler()
@@ -110,7 +112,7 @@ def messages():
     return lines
 
 
-def test_plain_weights_unless_ema_is_asked_for(
+def test_plain_weights_are_taken_unless_use_ema_is_set(
     tmp_path, source, official, messages
 ):
     ema = {k: v + 1 for k, v in official.items()}
@@ -128,7 +130,7 @@ def test_plain_weights_unless_ema_is_asked_for(
         build(tmp_path / 'plain.pth', use_ema=True)
 
 
-def test_final_norm_and_head_may_be_lacking(tmp_path, source, messages):
+def test_file_may_lack_the_final_norm(tmp_path, source, messages):
     weights = source.state_dict()
     weights = {k: v for k, v in weights.items() if not k.startswith('norm.')}
     torch.save(weights, tmp_path / 'c.pth')
@@ -136,12 +138,14 @@ def test_final_norm_and_head_may_be_lacking(tmp_path, source, messages):
     assert 'new: norm.weight, norm.bias' in messages[-1]
 
 
-def test_fewer_stages_take_their_part(tmp_path, source, official):
+def test_backbone_with_fewer_stages_takes_only_theirs(
+    tmp_path, source, official
+):
     torch.save(official, tmp_path / 'c.pth')
     assert_loaded(build(tmp_path / 'c.pth', out_indices=(0, 1)), source)
 
 
-def test_a_file_that_matches_nothing_is_refused(tmp_path):
+def test_file_without_a_common_name_is_refused(tmp_path):
     torch.save({'conv1.weight': torch.zeros(3)}, tmp_path / 'resnet.pth')
     with pytest.raises(CheckpointError) as error:
         build(tmp_path / 'resnet.pth')
@@ -152,7 +156,9 @@ def test_a_file_that_matches_nothing_is_refused(tmp_path):
     assert 'model has no conv1.weight' in text
 
 
-def test_another_variant_is_refused_with_both_shapes(tmp_path, official):
+def test_file_of_another_variant_is_refused_with_both_shapes(
+    tmp_path, official
+):
     torch.save(official, tmp_path / 'c.pth')
     with pytest.raises(
         CheckpointError,
@@ -163,7 +169,9 @@ def test_another_variant_is_refused_with_both_shapes(tmp_path, official):
 
 
 @pytest.mark.parametrize('legacy', [False, True], ids=['zip', 'legacy'])
-def test_the_authors_namespace_is_read(tmp_path, source, official, legacy):
+def test_namespace_in_the_authors_files_is_read(
+    tmp_path, source, official, legacy
+):
     args = argparse.Namespace(model='efficientMod_s', lr=4e-3, opt=None)
     torch.save(
         {'state_dict': official, 'args': args, 'epoch': 299, 'metric': 81.0},
@@ -186,7 +194,7 @@ class Evil:
 def test_code_in_a_file_is_not_run(tmp_path, official, namespace, monkeypatch):
     trap = tmp_path / 'trap'
     content = {'state_dict': official, 'meta': Evil(str(trap))}
-    if namespace:  # must not open the door to the rest
+    if namespace:  # which is allowed, must not allow other objects
         content = {'args': argparse.Namespace(a=1), **content}
     torch.save(content, tmp_path / 'c.pth')
     with pytest.raises(CheckpointError, match='trust the file') as error:
@@ -211,7 +219,7 @@ def test_code_in_a_file_is_not_run(tmp_path, official, namespace, monkeypatch):
         (None, 'does not exist'),
     ],
 )
-def test_files_that_are_no_checkpoint(tmp_path, content, message):
+def test_file_that_is_no_checkpoint_is_refused(tmp_path, content, message):
     path = tmp_path / 'c.pth'
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -221,7 +229,7 @@ def test_files_that_are_no_checkpoint(tmp_path, content, message):
         build(path)
 
 
-def test_a_checkpoint_that_mmengine_saved_is_read(tmp_path, source):
+def test_checkpoint_of_mmengine_is_read(tmp_path, source):
     from mmengine.runner import Runner
 
     class Model(BaseModel):
@@ -249,7 +257,9 @@ def test_a_checkpoint_that_mmengine_saved_is_read(tmp_path, source):
 
 
 @pytest.mark.parametrize('wrap', [list, tuple])
-def test_init_cfg_in_a_list_is_as_strict(tmp_path, source, official, wrap):
+def test_init_cfg_in_a_list_is_loaded_strictly(
+    tmp_path, source, official, wrap
+):
     torch.save(official, tmp_path / 'c.pth')
     init_cfg = dict(type=PretrainedInit, checkpoint=str(tmp_path / 'c.pth'))
     model = EfficientMod(TINY, init_cfg=wrap([init_cfg]))
@@ -257,7 +267,7 @@ def test_init_cfg_in_a_list_is_as_strict(tmp_path, source, official, wrap):
     assert_loaded(model, source)
 
 
-def test_unknown_key_of_init_cfg():
+def test_unknown_key_of_init_cfg_is_refused():
     model = EfficientMod(
         TINY, init_cfg=dict(type='Pretrained', checkpoint='x', ema=True)
     )

@@ -24,13 +24,13 @@ PAPER = dict(
 
 
 def products(result):
-    """What PyTorch's counter counts, too: all but norms and resizing."""
+    """FLOPs that PyTorch's counter includes: all but norms and resizing."""
     kinds = ('conv', 'linear', 'matmul', 'addmm', 'bmm', 'attention')
     return sum(result.by_operator.get(k, 0) for k in kinds)
 
 
 def torch_products(model, image):
-    """Multiply-adds by PyTorch's own counter, which counts them twice."""
+    """Multiply-adds by PyTorch's counter, which counts each as two FLOPs."""
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         model.eval()(image)
@@ -40,7 +40,7 @@ def torch_products(model, image):
 
 
 @pytest.mark.parametrize('arch', ARCHS)
-def test_the_backbone_has_the_published_figures(arch):
+def test_backbone_has_the_published_params_and_flops(arch):
     model = EfficientMod(arch, final_norm=True)
     result = measure(model, (224, 224))
     flops, params = PAPER[arch]
@@ -48,15 +48,15 @@ def test_the_backbone_has_the_published_figures(arch):
     head = dim * 1000 + 1000
     assert round((result.flops + dim * 1000) / 1e9, 1) == flops
     assert round((result.params + head) / 1e6, 1) == params
-    # There, PyTorch's counter sees attention as products of matrices; for
-    # the fused kernel of CPUs it has no formula.
+    # On the device meta, PyTorch's counter gets attention as products of
+    # matrices; it has no formula for the fused kernel of CPUs.
     image = torch.zeros(1, 3, 224, 224, device='meta')
     assert products(result) == torch_products(model.to('meta'), image)
     assert result.uncounted == {}
 
 
 def expected_products(arch, size):
-    """The paper's formula of a block, and what is around the blocks.
+    """Multiply-adds by the paper's formula of a block, and of other layers.
 
     Modulation: ``2 (r + 1) HW C^2 + HW k^2 C``. Attention with heads of d
     channels over L = HW positions: ``4 L C 8d`` in the projections,
@@ -85,7 +85,7 @@ def expected_products(arch, size):
 
 @pytest.mark.parametrize('size', [(224, 224), (97, 130)])
 @pytest.mark.parametrize('arch', ARCHS)
-def test_the_backbone_follows_the_formula_of_the_paper(arch, size):
+def test_flops_of_the_backbone_follow_the_formula_of_the_paper(arch, size):
     result = measure(EfficientMod(arch), size)
     assert products(result) == expected_products(arch, size)
     kinds = set(result.by_operator) - {'attention'}
@@ -102,11 +102,11 @@ def test_the_backbone_follows_the_formula_of_the_paper(arch, size):
         'mmpretrain::resnet/resnet18_8xb32_in1k.py',
     ],
 )
-def test_whole_models_count_as_pytorch_counts_them(name):
+def test_flops_of_whole_models_equal_those_of_pytorchs_counter(name):
     model = build_model(load_config(name))
     size = (96, 160)
     result = measure(model, size)
-    # The same image gives the same proposals.
+    # With the same image, detectors have the same proposals.
     torch.manual_seed(0)
     image = torch.randn(1, 3, *size)
     assert products(result) == torch_products(
@@ -133,7 +133,9 @@ def test_whole_models_count_as_pytorch_counts_them(name):
         ('mmdet::ssd/ssd300_coco.py', (300, 300), 34.3, 34.36),
     ],
 )  # fmt: skip
-def test_known_models(name, size, params, flops):
+def test_known_models_have_their_published_params_and_flops(
+    name, size, params, flops
+):
     cfg = load_config(name)
     assert input_size(cfg) == size
     result = measure(build_model(cfg), size)
@@ -170,7 +172,7 @@ def test_deformable_convolution_is_counted():
         assert result.uncounted == {}
 
 
-def test_what_is_not_counted_is_listed():
+def test_uncounted_operators_are_listed():
     class Fft(nn.Linear):
         def forward(self, x):
             return super().forward(torch.fft.fft2(x).real)
@@ -180,7 +182,7 @@ def test_what_is_not_counted_is_listed():
     assert result.uncounted['aten::fft_fft2'] == 1
 
 
-def test_the_model_is_left_as_it_was():
+def test_measuring_preserves_model_and_rng_state():
     model = EfficientMod('xxs', frozen_stages=1).train()
     model.stages[2].eval()
     modes = [m.training for m in model.modules()]
@@ -218,11 +220,13 @@ def config(scope, pipeline=(), **kwargs):
         (config('mmpretrain', [dict(scale=384)]), (384, 384)),
     ],
 )
-def test_input_size(cfg, size):
+def test_input_size_is_that_of_papers(cfg, size):
     assert input_size(cfg) == size
 
 
-def test_tool(tool, tmp_path, capsys, monkeypatch):
+def test_get_flops_prints_and_writes_the_counts(
+    tool, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     main = tool('get_flops').main
     result = main([SEG, '--shape', '64', '96', '--out', 'new/flops.json'])
@@ -235,7 +239,7 @@ def test_tool(tool, tmp_path, capsys, monkeypatch):
     assert written['flops'] == result.flops
     assert written['backbone_params'] == result.backbone_params
     assert written['size'] == [64, 96]
-    # An option arrives, and one side means a square.
+    # Options are applied, and one side means a square.
     other = main(
         [SEG, '--shape', '96', '--cfg-options', 'model.backbone.arch=xs']
         + ['model.neck.in_channels=[32,64,144,288]']
@@ -253,11 +257,11 @@ def test_tool(tool, tmp_path, capsys, monkeypatch):
          'cannot be run for counting at 512x512'),
     ],
 )  # fmt: skip
-def test_tool_refuses(tool, argv, message):
+def test_get_flops_refuses_a_bad_size_or_model(tool, argv, message):
     with pytest.raises(ConfigError, match=message):
         tool('get_flops').main([SEG, *argv])
 
 
-def test_config_without_a_size():
+def test_config_without_a_size_is_refused():
     with pytest.raises(ConfigError, match='--shape HEIGHT WIDTH'):
         input_size(config('mmdet'))

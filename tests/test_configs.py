@@ -1,4 +1,4 @@
-"""Configs: found, loaded, true to their names and to the recipe."""
+"""Configs: they are found, and equal their names and recipes."""
 
 import importlib
 import math
@@ -86,7 +86,7 @@ def test_there_is_a_config_for_each_variant(task, name, variants):
     [(task, p) for task, paths in CONFIGS.items() for p in paths],
     ids=lambda x: getattr(x, 'stem', x),
 )
-def test_config_builds_and_is_what_its_name_says(task, path):
+def test_config_builds_the_model_of_its_name(task, path):
     most = 80 if path.stem.endswith('_finetune_folder') else 40
     assert len(path.read_text().splitlines()) < most
     cfg = Config.fromfile(path)
@@ -129,7 +129,7 @@ def test_config_builds_and_is_what_its_name_says(task, path):
 
 
 def without_scope(node):
-    """Without the mark that MMEngine puts on what another package has."""
+    """Without the key that MMEngine adds to configs of another package."""
     if isinstance(node, dict):
         return {k: without_scope(v) for k, v in node.items() if k != '_scope_'}
     if isinstance(node, (list, tuple)):
@@ -138,7 +138,7 @@ def without_scope(node):
 
 
 @pytest.mark.parametrize('path', CONFIGS['det'], ids=lambda p: p.stem)
-def test_detection_changes_backbone_and_optimizer_alone(path):
+def test_detection_config_changes_only_backbone_and_optimizer(path):
     cfg = Config.fromfile(path)
     stock = load_config(
         'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
@@ -168,7 +168,7 @@ COMPARED = (
 
 @pytest.fixture(scope='module')
 def probed_once():
-    """A backbone is the same in both tasks."""
+    """Probe each backbone once for both tasks."""
     known = {}
 
     def probe_new(backbone):
@@ -196,9 +196,7 @@ def probed_once():
         ),
     ],
 )
-def test_rival_has_another_backbone_and_nothing_else(
-    task, stem, name, probed_once
-):
+def test_rival_config_changes_only_the_backbone(task, stem, name, probed_once):
     path = ROOT / f'configs/{task}/{stem.format(name)}.py'
     assert len(path.read_text().splitlines()) < 12
     ours = ROOT / f'configs/{task}/{stem.format("efficientmod_s")}.py'
@@ -208,13 +206,13 @@ def test_rival_has_another_backbone_and_nothing_else(
 
 
 @pytest.mark.parametrize('task', RIVALS)
-def test_every_rival_is_compared(task):
+def test_every_rival_config_is_checked(task):
     stem = dict(seg='fpn_{}_ade20k', det='mask_rcnn_{}_fpn_1x_coco')[task]
     assert {p.stem for p in RIVALS[task]} == {*map(stem.format, COMPARED)}
 
 
 @pytest.mark.parametrize('variant', VARIANTS)
-def test_distillation_changes_the_model_alone(variant):
+def test_distillation_config_changes_only_the_model(variant):
     plain, cfg = (
         Config.fromfile(ROOT / f'configs/cls/efficientmod_{name}_in1k.py')
         for name in (variant, f'{variant}_distill')
@@ -231,12 +229,12 @@ def test_distillation_changes_the_model_alone(variant):
     [p for paths in CONFIGS.values() for p in paths if '_reparam' in p.stem],
     ids=lambda p: p.stem,
 )
-def test_parallel_branches_are_all_that_changes(path):
+def test_reparam_config_changes_only_the_branches(path):
     cfg = Config.fromfile(path)
     plain = Config.fromfile(path.with_stem(path.stem.replace('_reparam', '')))
     assert cfg.model.backbone.pop('reparam') is True
     if path.parent.name == 'cls':
-        # Their statistics are averaged, too.
+        # Statistics of the batch norms in branches are averaged, too.
         assert cfg.custom_hooks[0].pop('update_buffers') is True
     assert cfg.to_dict() == plain.to_dict()
 
@@ -249,7 +247,7 @@ def test_parallel_branches_are_all_that_changes(path):
         'cls/efficientmod_s_in1k.py',
     ],
 )
-def test_config_is_read_with_nothing_imported(name):
+def test_config_registers_the_backbones_by_itself(name):
     code = (
         'import sys; from mmengine.config import Config; '
         f'cfg = Config.fromfile({str(ROOT / "configs" / name)!r}); '
@@ -267,7 +265,7 @@ def closed_formula(i, eta_min):
 
 
 def learning_rates(cfg, work_dir, steps, by_epoch):
-    """The rate at each step, by the schedulers that a runner builds."""
+    """The learning rate at each step, with the schedulers of a runner."""
     runner = Runner(
         model=torch.nn.Linear(1, 1),
         work_dir=str(work_dir),
@@ -291,7 +289,9 @@ def learning_rates(cfg, work_dir, steps, by_epoch):
 
 
 @pytest.mark.parametrize('variant', VARIANTS)
-def test_learning_rate_is_the_authors(variant, tmp_path):
+def test_learning_rates_of_segmentation_are_those_of_the_authors(
+    variant, tmp_path
+):
     cfg = Config.fromfile(
         ROOT / f'configs/seg/fpn_efficientmod_{variant}_ade20k.py'
     )
@@ -310,7 +310,7 @@ def test_learning_rate_is_the_authors(variant, tmp_path):
 
 
 def timm_cosine(epoch):
-    """timm 0.6.13 under the authors' arguments, once an epoch."""
+    """The learning rate of an epoch in timm 0.6.13 with the authors' options."""
     if epoch < 5:
         return 1e-6 + epoch * (4e-3 - 1e-6) / 5
     cosine = (1 + math.cos(math.pi * epoch / 300)) / 2
@@ -318,18 +318,20 @@ def timm_cosine(epoch):
 
 
 @pytest.mark.parametrize('variant', VARIANTS)
-def test_learning_rate_of_classification_is_the_authors(variant, tmp_path):
+def test_learning_rates_of_classification_are_those_of_the_authors(
+    variant, tmp_path
+):
     cfg = Config.fromfile(ROOT / f'configs/cls/efficientmod_{variant}_in1k.py')
     assert cfg.train_cfg.max_epochs == 300
     rates = learning_rates(cfg, tmp_path, 300, by_epoch=True)
     expected = [timm_cosine(epoch) for epoch in range(300)]
     assert rates[5:] == pytest.approx(expected[5:], rel=1e-5)
-    # The cosine starts in the warm-up already.
+    # Our cosine already starts in the warm-up.
     assert rates[:5] == pytest.approx(expected[:5], rel=1e-3)
 
 
 @pytest.mark.parametrize('variant', VARIANTS)
-def test_weight_decay_is_timms(variant):
+def test_weight_decay_is_that_of_timm(variant):
     cfg = Config.fromfile(ROOT / f'configs/cls/efficientmod_{variant}_in1k.py')
     importlib.import_module('mmpretrain.models')
     init_default_scope('mmpretrain')
@@ -350,7 +352,7 @@ def test_weight_decay_is_timms(variant):
 
 
 @pytest.mark.parametrize('variant', ['s', 's_conv'])
-def test_classifier_has_the_logits_of_the_authors(variant):
+def test_logits_of_the_classifier_are_those_of_the_authors(variant):
     cfg = Config.fromfile(ROOT / f'configs/cls/efficientmod_{variant}_in1k.py')
     importlib.import_module('mmpretrain.models')
     init_default_scope('mmpretrain')
@@ -370,14 +372,15 @@ def test_classifier_has_the_logits_of_the_authors(variant):
 
 
 @pytest.mark.parametrize('variant', VARIANTS)
-def test_the_short_recipe(variant):
+def test_short_recipe_keeps_the_proportions_of_the_long_one(variant):
     plain, cfg = (
         Config.fromfile(ROOT / f'configs/cls/efficientmod_{name}_in1k.py')
         for name in (variant, f'{variant}_100e')
     )
     # By the batch.
     assert cfg.optim_wrapper.optimizer.lr == 2e-3
-    # As many steps of warm-up, and as large a share for the average.
+    # The warm-up has as many steps, and the average covers the same fraction
+    # of the training.
     steps = [1_281_167 / c.auto_scale_lr.base_batch_size for c in (plain, cfg)]
     warm_up, cosine = cfg.param_scheduler
     assert warm_up.end * steps[1] == pytest.approx(6 * steps[0], rel=0.01)
@@ -398,7 +401,7 @@ def test_the_short_recipe(variant):
     assert cfg.model.backbone == plain.model.backbone
 
 
-def test_augmentation_of_classification():
+def test_augmentation_is_that_of_the_authors():
     cfg = Config.fromfile(ROOT / 'configs/cls/efficientmod_s_in1k.py')
     crop, flip, augment, erase = cfg.train_dataloader.dataset.pipeline[1:-1]
     assert (crop.scale, crop.interpolation) == (224, 'bicubic')
@@ -429,8 +432,8 @@ def test_augmentation_of_classification():
 
 
 @pytest.mark.parametrize('variant', VARIANTS)
-def test_rest_of_the_table_of_the_recipe(variant):
-    """What docs/classification_recipe.md says of our side."""
+def test_classification_config_agrees_with_the_table_in_docs(variant):
+    """Our column in the table of docs/classification_recipe.md."""
     cfg = Config.fromfile(ROOT / f'configs/cls/efficientmod_{variant}_in1k.py')
     backbone = MODELS.build(cfg.model.backbone)
     rates = {
@@ -486,7 +489,7 @@ def test_test_images_are_resized_to_a_multiple_of_32():
         'configs/seg/fpn_efficientmod_s_ade20k.py',
     ],
 )
-def test_configs_are_found(name, monkeypatch):
+def test_config_is_found_by_path_or_package(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert find_config(name).is_file()
     assert load_config(name).default_scope == {
@@ -505,7 +508,7 @@ def test_configs_are_found(name, monkeypatch):
         ('configs/seg', 'does not exist'),
     ],
 )
-def test_missing_config(name, message, monkeypatch):
+def test_missing_config_is_refused_with_a_hint(name, message, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(ConfigError, match=message):
         find_config(name)
@@ -520,7 +523,7 @@ def test_missing_config(name, message, monkeypatch):
         "custom_imports = dict(imports=['no_such_module'])",
     ],
 )
-def test_config_that_cannot_be_read(tmp_path, text):
+def test_unreadable_config_is_refused(tmp_path, text):
     (tmp_path / 'mine.py').write_text(text)
     with pytest.raises(ConfigError, match=r'mine.py cannot be read'):
         load_config(str(tmp_path / 'mine.py'))
@@ -672,16 +675,16 @@ def test_data_root_that_cannot_be_set_is_refused(cfg, root, message):
     assert '\n' not in str(error.value)
 
 
-# The command line makes a list of two sides.
+# The command line gives two sides as a list.
 @pytest.mark.parametrize('size', [192, (192, 192), [192, 192]])
-def test_crop_size_reaches_every_place(seg_config, size):
+def test_crop_size_is_replaced_everywhere(seg_config, size):
     cfg = load_config(seg_config, dict(crop_size=size))
     crop = cfg.train_dataloader.dataset.pipeline[3]
     assert crop.crop_size == (192, 192)  # RandomCrop takes no list
     assert tuple(cfg.model.data_preprocessor.size) == (192, 192)
 
 
-def test_schedule_follows_the_length_of_the_training(seg_config):
+def test_schedule_is_scaled_with_the_length_of_the_training(seg_config):
     cfg = load_config(seg_config, {'train_cfg.max_iters': 400})
     warm_up, cosine = cfg.param_scheduler
     assert (warm_up['begin'], warm_up['end'], cosine['end']) == (0, 10, 400)
@@ -700,8 +703,8 @@ def test_schedule_follows_the_length_of_the_training(seg_config):
     assert coco.param_scheduler[1]['end'] == 24
 
 
-def test_parts_of_a_schedule_keep_two_steps():
-    """A warm-up of one would stay at its start."""
+def test_each_part_of_a_schedule_keeps_two_steps():
+    """A warm-up of one step would never raise the learning rate."""
     schedulers = [
         dict(type='LinearLR', by_epoch=False, begin=0, end=500),
         dict(type='MultiStepLR', by_epoch=True, end=12, milestones=[8, 11]),
@@ -718,7 +721,7 @@ def test_parts_of_a_schedule_keep_two_steps():
     assert cfg.param_scheduler[1]['end'] == 4
 
 
-def test_max_iters_of_a_config_that_counts_epochs():
+def test_max_iters_converts_a_config_that_counts_epochs():
     cfg = load_config(
         'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
         {'train_cfg.max_iters': 300, 'param_scheduler.0.end': 30},
@@ -742,7 +745,7 @@ def test_max_iters_of_a_config_that_counts_epochs():
     assert swin.param_scheduler[1]['begin'] == 40
 
 
-def test_scale_reaches_every_pipeline():
+def test_scale_is_set_in_every_pipeline():
     cfg = load_config(
         'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
         dict(scale=[320, 240]),
@@ -764,12 +767,12 @@ def test_scale_reaches_every_pipeline():
         ({'scale': 320}, 'scale=320 must be two sides'),
     ],
 )
-def test_bad_options(seg_config, options, message):
+def test_bad_option_is_refused_with_the_reason(seg_config, options, message):
     with pytest.raises(ConfigError, match=message):
         load_config(seg_config, options)
 
 
-def test_replace_everywhere_keeps_what_only_looks_alike():
+def test_replace_everywhere_keeps_names_with_the_same_beginning():
     cfg = dict(
         a='data/ade', b=['data/ade/x', 'data/ade20k'], c=((512, 512), 512)
     )

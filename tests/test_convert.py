@@ -1,4 +1,4 @@
-"""Converting checkpoints: the authors' three kinds, ours, and refusals."""
+"""Converting checkpoints of the authors and ours, and refusing others."""
 
 import argparse
 
@@ -20,8 +20,8 @@ from mmefficientmod.checkpoint.reading import CheckpointError
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.toolbox import build_model, import_toolbox
 
-# What mmdet 2.19 calls the parts of Mask R-CNN, and mmseg 0.19 those of
-# Semantic FPN, that hold tensors.
+# Names of the layers of Mask R-CNN in mmdet 2.19, and of Semantic FPN in mmseg
+# 0.19.
 NECK = [
     f'neck.{kind}_convs.{i}.conv'
     for kind in ('lateral', 'fpn')
@@ -127,7 +127,9 @@ def test_logits_of_a_converted_classifier_are_the_authors(arch):
 
 @pytest.mark.parametrize('prefix', ['', 'module.'])
 @pytest.mark.parametrize('use_ema', [False, True])
-def test_every_wrapping_of_a_classifier(tool, prefix, use_ema, capsys):
+def test_classifier_is_converted_whatever_its_keys_and_prefixes(
+    tool, prefix, use_ema, capsys
+):
     plain = official_classifier()
     ema = {k: v + 1 for k, v in plain.items()}
     torch.save(
@@ -179,7 +181,9 @@ def test_sha256_is_that_of_the_file(workplace):
     [(DETECTOR, MMDET2, 'detector'), (SEGMENTOR, MMSEG0, 'segmentor')],
     ids=['detector', 'segmentor'],
 )
-def test_dense_models(tool, config, parts, kind):
+def test_detector_and_segmentor_are_converted_completely(
+    tool, config, parts, kind
+):
     source, model = official_dense(config, parts)
     torch.save(source, 'theirs.pth')
     result = run(tool, 'theirs.pth', 'ours.pth', '--config', config)
@@ -207,7 +211,7 @@ def test_dense_models(tool, config, parts, kind):
 
 
 @pytest.mark.parametrize('part', ['model', 'backbone'])
-def test_a_converted_file_converts_to_itself(tool, part):
+def test_converting_twice_changes_nothing(tool, part):
     torch.save({'state_dict': official_classifier()}, 'theirs.pth')
     run(tool, 'theirs.pth', 'one.pth', '--part', part)
     run(tool, 'one.pth', 'two.pth', '--part', part)
@@ -218,7 +222,7 @@ def test_a_converted_file_converts_to_itself(tool, part):
     assert_close(one['state_dict'], two['state_dict'], rtol=0, atol=0)
 
 
-def test_a_backbone_loads_as_pretrained_weights(tool):
+def test_converted_backbone_loads_as_pretrained_weights(tool):
     weights = official_classifier()
     torch.save({'state_dict': weights}, 'theirs.pth')
     run(tool, 'theirs.pth', 'ours.pth', '--part', 'backbone')
@@ -236,7 +240,9 @@ def test_a_backbone_loads_as_pretrained_weights(tool):
 
 @pytest.mark.parametrize('counters', [True, False])
 @pytest.mark.parametrize('arch', ['mbconv_xs', 'mbconv_s'])
-def test_mbconv_is_no_modulation_of_the_same_width(tool, arch, counters):
+def test_mbconv_is_told_from_modulation_of_the_same_width(
+    tool, arch, counters
+):
     weights = EfficientMod(arch).state_dict()
     for name in [k for k in weights if k.endswith('num_batches_tracked')]:
         if not counters:
@@ -246,7 +252,7 @@ def test_mbconv_is_no_modulation_of_the_same_width(tool, arch, counters):
     assert result.arch == arch
 
 
-def test_views_are_written_without_what_they_look_at(workplace):
+def test_view_is_written_without_the_rest_of_its_storage(workplace):
     shared = torch.rand(10**6)
     weights = official_classifier()
     weights['head.bias'] = shared[:1000]
@@ -256,7 +262,7 @@ def test_views_are_written_without_what_they_look_at(workplace):
     assert (workplace / 'ours.pth').stat().st_size < 20e6
 
 
-def test_an_arch_of_ones_own_needs_its_config(tool, workplace):
+def test_custom_arch_needs_its_config(tool, workplace):
     arch = dict(dims=(8, 16, 24, 32), depths=(1, 1, 1, 1),
                 attn_depths=(0, 0, 0, 0), attn_mlp_ratios=(4, 4, 4, 4),
                 expand_ratios=(2,))  # fmt: skip
@@ -308,21 +314,23 @@ def without(weights, *keys):
         ),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused(tool, workplace, change, message):
+def test_file_that_does_not_fit_is_refused_and_nothing_written(
+    tool, workplace, change, message
+):
     torch.save({'state_dict': change(official_classifier())}, 'theirs.pth')
     with pytest.raises(CheckpointError, match=message):
         run(tool, 'theirs.pth', 'ours.pth')
     assert [p.name for p in workplace.glob('*.pth*')] == ['theirs.pth']
 
 
-def test_a_file_of_another_model_is_refused(tool, workplace):
+def test_file_of_another_model_is_refused(tool, workplace):
     torch.save({'state_dict': official_classifier()}, 'theirs.pth')
     with pytest.raises(CheckpointError, match='lacks .*has no .*head.fc'):
         run(tool, 'theirs.pth', 'ours.pth', '--config', SEGMENTOR)
     assert not (workplace / 'ours.pth').exists()
 
 
-def test_nothing_is_replaced_unasked_and_nothing_half_written(
+def test_existing_file_survives_a_refused_or_failed_conversion(
     tool, workplace, monkeypatch
 ):
     torch.save({'state_dict': official_classifier()}, 'theirs.pth')
@@ -344,7 +352,7 @@ def test_nothing_is_replaced_unasked_and_nothing_half_written(
     assert not [p for p in workplace.iterdir() if '.part' in p.name]
 
 
-def test_missing_file(tool):
+def test_missing_file_or_missing_ema_weights_are_refused(tool):
     with pytest.raises(CheckpointError, match=r'no.pth does not exist'):
         run(tool, 'no.pth', 'ours.pth')
     torch.save(official_classifier(), 'theirs.pth')
@@ -352,7 +360,7 @@ def test_missing_file(tool):
         run(tool, 'theirs.pth', 'ours.pth', '--use-ema')
 
 
-def test_verbose_names_every_tensor(tool, capsys):
+def test_verbose_lists_every_tensor(tool, capsys):
     torch.save(official_classifier(), 'theirs.pth')
     run(tool, 'theirs.pth', 'ours.pth', '--verbose')
     shown = capsys.readouterr().out
@@ -360,7 +368,7 @@ def test_verbose_names_every_tensor(tool, capsys):
     assert 'backbone.stages.2.blocks.0.gamma' in shown
 
 
-def test_a_model_that_we_trained_becomes_a_safe_file(tool):
+def test_checkpoint_of_a_training_becomes_readable_with_weights_only(tool):
     weights = {f'backbone.{k}': v for k, v in EfficientMod(
         'xxs', final_norm=True).state_dict().items()}  # fmt: skip
     weights |= {

@@ -1,4 +1,4 @@
-"""Distillation: the loss, the teacher, and the models that learn from one."""
+"""Distillation: the loss, the teacher, and the students."""
 
 import copy
 import json
@@ -77,7 +77,7 @@ def save(model, path):
 
 @pytest.fixture
 def student():
-    """A data preprocessor that gives what most students see."""
+    """A data preprocessor with the usual normalisation of students."""
     return ImgDataPreprocessor(**IMAGENET, bgr_to_rgb=True)
 
 
@@ -90,7 +90,7 @@ def softmax(row):
 
 
 def by_hand(student, teacher, mode, tau):
-    """The formula, a number at a time."""
+    """The formula for single numbers."""
     total = 0.0
     for ours, theirs in zip(student, teacher, strict=True):
         if mode == 'hard':
@@ -107,16 +107,16 @@ def by_hand(student, teacher, mode, tau):
 @pytest.mark.parametrize(
     ('mode', 'tau'), [('soft', 1.0), ('soft', 3.0), ('hard', 1.0)]
 )
-def test_loss_by_hand(mode, tau):
+def test_loss_equals_the_formula_number_by_number(mode, tau):
     ours = [[2.0, -1.0, 0.5], [0.0, 0.1, -3.0]]
     theirs = [[1.0, 1.5, -0.5], [-2.0, 4.0, 0.0]]
     loss = Distillation(mode, tau)(torch.tensor(ours), torch.tensor(theirs))
     assert loss.item() == pytest.approx(by_hand(ours, theirs, mode, tau))
 
 
-def test_loss_of_known_values():
-    # KL((1/2, 1/2) || (3/4, 1/4)) = log(2 / sqrt(3)); the teacher's class is
-    # the first, of which the student says 3/4.
+def test_loss_of_simple_logits_has_its_known_value():
+    # KL((1/2, 1/2) || (3/4, 1/4)) = log(2 / sqrt(3)). The teacher's class is
+    # the first, whose probability is 3/4 for the student.
     ours, theirs = torch.tensor([[math.log(3), 0.0]]), torch.zeros(1, 2)
     soft, hard = Distillation()(ours, theirs), Distillation('hard')
     assert soft.item() == pytest.approx(math.log(2 / math.sqrt(3)))
@@ -134,7 +134,7 @@ def test_loss_of_pixels_is_the_mean_over_those_that_count(mode):
     assert_close(distill(ours, theirs, valid), distill(*chosen))
     every = [x.flatten(0, 2) for x in rows]
     assert_close(distill(ours, theirs), distill(*every))
-    # Nothing counts: no loss, and no NaN in the gradients.
+    # If no pixel counts, the loss is 0 and gradients have no NaN.
     ours.requires_grad_()
     nothing = distill(ours, theirs, torch.zeros_like(valid))
     nothing.backward()
@@ -149,7 +149,7 @@ def test_loss_in_half_precision_is_that_of_float32():
     assert_close(loss, Distillation()(ours.float(), theirs.float()))
 
 
-def test_losses_are_weighted_and_named():
+def test_losses_are_weighted_and_loss_is_renamed():
     base = dict(
         loss=torch.tensor(2.0),
         loss_aux=[torch.tensor(1.0), torch.tensor(3.0)],
@@ -169,12 +169,12 @@ def test_losses_are_weighted_and_named():
         (dict(alpha=1.5), 'alpha=1.5; it must be from 0 to 1'),
     ],
 )
-def test_bad_settings(options, message):
+def test_bad_setting_of_the_loss_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Distillation(**options)
 
 
-def test_classes_must_be_as_many():
+def test_different_numbers_of_classes_are_refused():
     with pytest.raises(ConfigError, match='teacher has 4 classes and .* 3'):
         Distillation()(torch.zeros(2, 3), torch.zeros(2, 4))
     with pytest.raises(ConfigError, match='there is only one'):
@@ -187,16 +187,16 @@ def test_classes_must_be_as_many():
 def test_default_teacher_is_that_of_deit():
     name = DEIT_TEACHER.removeprefix('timm:')
     cfg = timm.get_pretrained_cfg(name)
-    # The file that the authors' script names.
+    # The file in the authors' script.
     assert cfg.url.endswith('/deit/regnety_160-a5fe301d.pth')
     assert cfg.num_classes == 1000
-    # Without the tag it would be another one.
+    # Without the tag, timm takes other weights.
     assert timm.get_pretrained_cfg(name.split('.')[0]).tag != 'deit_in1k'
 
 
 @pytest.fixture
 def resnet(tmp_path):
-    """A model of timm, and a file of it: 160 pixels, mean and std 0.5."""
+    """A model of timm and its file: 160 pixels, mean and std 0.5."""
     torch.manual_seed(3)
     model = timm.create_model('test_resnet', num_classes=CLASSES).eval()
     path = tmp_path / 'resnet.pth'
@@ -221,7 +221,7 @@ PREPROCESSORS = [
 
 @pytest.mark.parametrize('preprocessor', PREPROCESSORS)
 @pytest.mark.parametrize('size', ['auto', None, 96, (128, 64)])
-def test_teacher_sees_what_it_was_trained_on(resnet, preprocessor, size):
+def test_teacher_gets_images_as_in_its_training(resnet, preprocessor, size):
     model, path = resnet
     model = model.double()
     bgr = pixels((96, 96))
@@ -270,7 +270,7 @@ def test_teacher_weights_may_lack_counters(tmp_path, resnet, student, kind):
     assert_close({k: found[k] for k in weights}, dict(weights))
 
 
-def test_images_of_the_same_normalisation_are_left_alone(resnet):
+def test_images_with_the_same_normalisation_are_not_copied(resnet):
     seen = []
     same = ImgDataPreprocessor([127.5] * 3, [127.5] * 3, bgr_to_rgb=True)
     teacher = Teacher('timm:test_resnet', resnet[1], size=None, student=same,
@@ -284,7 +284,7 @@ def test_images_of_the_same_normalisation_are_left_alone(resnet):
     assert seen[0] is images
 
 
-def test_own_mean_and_std_win(resnet, student):
+def test_given_mean_and_std_override_those_of_timm(resnet, student):
     teacher = Teacher('timm:test_resnet', resnet[1], [0.0], [255.0], None,
                       student=student, num_classes=CLASSES)  # fmt: skip
     bgr = pixels((64, 64))
@@ -295,7 +295,7 @@ def test_own_mean_and_std_win(resnet, student):
 
 
 @pytest.mark.parametrize('kind', ['config', 'dict', 'dict as the student'])
-def test_teacher_of_the_toolbox(tmp_path, student, kind):
+def test_teacher_may_be_a_config_or_dict(tmp_path, student, kind):
     cfg = classifier()
     if kind == 'dict':
         cfg['data_preprocessor'] = dict(mean=[0.0], std=[255.0])  # BGR
@@ -341,10 +341,10 @@ def test_teacher_is_frozen_and_without_gradients(resnet, student):
     assert not logits.requires_grad
     assert not any(m.training for m in teacher.network.modules())
     assert not any(p.requires_grad for p in teacher.network.parameters())
-    assert_close(teacher(images), logits)  # batch norms learn nothing
+    assert_close(teacher(images), logits)  # batch norms do not change
 
 
-def test_building_leaves_the_students_luck_alone(student):
+def test_teacher_build_preserves_rng_state(student):
     torch.manual_seed(0)
     expected = torch.rand(3)
     teachers = [
@@ -354,7 +354,7 @@ def test_building_leaves_the_students_luck_alone(student):
     for seed, teacher in enumerate(teachers):
         torch.manual_seed(seed)
         logits.append(teacher(torch.ones(1, 3, 32, 32)))
-    # And random weights are the same in all processes.
+    # Random weights are the same in all processes.
     assert_close(*logits, rtol=0, atol=0)
     torch.manual_seed(0)
     teachers[0].network = None
@@ -362,7 +362,7 @@ def test_building_leaves_the_students_luck_alone(student):
     assert_close(torch.rand(3), expected)
 
 
-def test_copies_leave_the_teachers_weights_behind(resnet, student):
+def test_copies_of_a_teacher_have_no_weights(resnet, student):
     teacher = Teacher('timm:test_resnet', resnet[1], student=student,
                       num_classes=CLASSES)  # fmt: skip
     images = torch.randn(1, 3, 32, 32)
@@ -373,7 +373,7 @@ def test_copies_leave_the_teachers_weights_behind(resnet, student):
     assert teacher.network is not None
 
 
-def test_autocast_reaches_the_teacher(resnet, student):
+def test_teacher_runs_in_autocast(resnet, student):
     teacher = Teacher('timm:test_resnet', resnet[1], student=student,
                       num_classes=CLASSES)  # fmt: skip
     images = torch.randn(1, 3, 64, 64)
@@ -385,7 +385,7 @@ def test_autocast_reaches_the_teacher(resnet, student):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
-def test_teacher_follows_the_images(resnet, student):
+def test_teacher_moves_to_the_device_of_the_images(resnet, student):
     teacher = Teacher('timm:test_resnet', resnet[1], student=student,
                       num_classes=CLASSES)  # fmt: skip
     images = torch.randn(2, 3, 64, 64)
@@ -424,7 +424,7 @@ def test_teacher_follows_the_images(resnet, student):
          ConfigError, r'no logits \(N, classes, H, W\), but torch.Size'),
     ],
 )  # fmt: skip
-def test_teachers_that_cannot_be(
+def test_teacher_that_cannot_be_built_is_refused(
     resnet, student, monkeypatch, options, error, message
 ):
     monkeypatch.setattr(hub, 'HF_HUB_OFFLINE', True)
@@ -447,7 +447,7 @@ def test_teachers_that_cannot_be(
         (dict(size=(1, 2, 3)), r'size=\(1, 2, 3\)'),
     ],
 )
-def test_bad_teachers_are_refused_at_once(student, options, message):
+def test_bad_argument_of_a_teacher_is_refused(student, options, message):
     with pytest.raises(ValueError, match=message):
         Teacher(**options, student=student)
 
@@ -494,7 +494,9 @@ def batch(model):
     [None, dict(tau=3.0, alpha=0.5), dict(mode='hard', alpha=0.5)],
     ids=['default', 'soft', 'hard'],
 )
-def test_losses_of_a_classifier(resnet, teacher, distill, augments):
+def test_losses_of_a_classifier_equal_the_formula(
+    resnet, teacher, distill, augments
+):
     model = distilled(teacher, distill, train_cfg=augments)
     data = model.data_preprocessor(batch(model), True)
     losses = model(**data, mode='loss')
@@ -502,7 +504,7 @@ def test_losses_of_a_classifier(resnet, teacher, distill, augments):
     total, log = model.parse_losses(losses)
     assert list(log) == ['loss', 'loss_cls', 'loss_distill']
 
-    # From the parts, by the default settings where none are given.
+    # The same losses from logits, labels and targets.
     options = dict(mode='soft', tau=1.0, alpha=0.9) | (distill or {})
     alpha = options['alpha']
     inputs = data['inputs']
@@ -527,7 +529,7 @@ def test_losses_of_a_classifier(resnet, teacher, distill, augments):
     assert total == log['loss_cls'] + log['loss_distill']
 
 
-def test_both_see_the_same_mixed_images(teacher):
+def test_teacher_and_student_get_the_same_mixed_images(teacher):
     model = distilled(teacher, train_cfg=MIXED)
     data = model.data_preprocessor(batch(model), True)
     seen = []
@@ -542,7 +544,7 @@ def test_both_see_the_same_mixed_images(teacher):
     assert seen[0] is seen[1] is data['inputs']
 
 
-def test_the_student_alone_learns(teacher):
+def test_only_the_student_classifier_is_trained(teacher):
     model = distilled(teacher)
     losses = model.loss(**model.data_preprocessor(batch(model), True))
     losses['loss_distill'].backward()
@@ -560,7 +562,7 @@ def test_the_student_alone_learns(teacher):
     assert_close(network.state_dict(), theirs, rtol=0, atol=0)
 
 
-def test_the_teacher_is_in_nothing_that_is_made_of_the_student(teacher):
+def test_copies_and_state_of_the_student_have_no_teacher(teacher):
     plain = build(classifier())
     model = distilled(teacher)
     model.loss(**model.data_preprocessor(batch(model), True))
@@ -581,7 +583,7 @@ def test_the_teacher_is_in_nothing_that_is_made_of_the_student(teacher):
     }
 
 
-def test_checkpoints_go_both_ways(teacher):
+def test_checkpoints_load_into_plain_and_distilled_classifier(teacher):
     plain, model = build(classifier()), distilled(teacher)
     plain.load_state_dict(model.state_dict(), strict=True)
     images = torch.randn(2, 3, 32, 32)
@@ -590,11 +592,11 @@ def test_checkpoints_go_both_ways(teacher):
     assert_close(model(images), plain(images), rtol=0, atol=0)
     scores = [m.predict(images)[0].pred_score for m in (model, plain)]
     assert_close(*scores, rtol=0, atol=0)
-    assert model.teacher.network is None  # which testing has no use for
+    assert model.teacher.network is None  # testing needs none
     model.load_state_dict(build(classifier()).state_dict(), strict=True)
 
 
-def test_weights_start_as_without_a_teacher(teacher):
+def test_initial_weights_do_not_depend_on_the_teacher(teacher):
     model = distilled(teacher)
     torch.manual_seed(0)
     plain = build(classifier())
@@ -602,8 +604,8 @@ def test_weights_start_as_without_a_teacher(teacher):
     assert_close(dict(model.state_dict()), dict(plain.state_dict()))
 
 
-def test_a_head_is_asked_once(teacher):
-    """Its dropout would differ the second time."""
+def test_head_runs_once_for_each_loss(teacher):
+    """Dropout of a second call would differ."""
     model = distilled(
         teacher,
         head=dict(
@@ -624,7 +626,7 @@ def test_a_head_is_asked_once(teacher):
     assert len(model.head._forward_hooks) == 1  # that of this test
 
 
-def test_autocast_trains(teacher):
+def test_distilled_classifier_trains_in_autocast(teacher):
     model = distilled(teacher)
     data = model.data_preprocessor(batch(model), True)
     expected = model.parse_losses(model.loss(**data))[0]
@@ -637,7 +639,7 @@ def test_autocast_trains(teacher):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_students_and_teachers_that_do_not_go_together(teacher):
+def test_student_and_teacher_that_do_not_match_are_refused(teacher):
     with pytest.raises(ConfigError, match='head MultiLabelLinearClsHead'):
         distilled(
             teacher,
@@ -662,7 +664,7 @@ def test_students_and_teachers_that_do_not_go_together(teacher):
         distilled(teacher, bakcbone=None)
 
 
-def test_a_head_with_several_ratings_is_refused(teacher):
+def test_head_with_several_logits_is_refused(teacher):
     model = distilled(teacher)
 
     class Pair(type(model.head)):
@@ -678,8 +680,8 @@ def test_a_head_with_several_ratings_is_refused(teacher):
         model.loss(**model.data_preprocessor(batch(model), True))
 
 
-def test_toolboxes_may_be_missing():
-    """Nothing needs them but the two models, which an error says."""
+def test_package_imports_without_toolboxes_and_timm():
+    """Only the two models need them, and an error says so."""
     code = """
 import sys
 sys.modules.update(mmpretrain=None, mmseg=None, timm=None)
@@ -698,7 +700,7 @@ for kind, toolbox in ('Classifier', 'mmpretrain'), ('Segmentor', 'mmseg'):
     subprocess.run([sys.executable, '-c', code], check=True)
 
 
-def test_another_backbone_is_taught_as_well():
+def test_backbone_of_a_distilled_classifier_can_be_swapped():
     cfg = load_config(CONFIG.format('s_distill'))
     before = copy.deepcopy(cfg.model)
     new = swap_backbone(cfg, 'efficientmod_xxs').model
@@ -731,7 +733,7 @@ FEW = [
         ),
     ],
 )
-def test_config_trains_and_is_tested_as_the_plain_one(
+def test_distilled_config_trains_and_tests_like_the_plain_one(
     tool, mini_place, capsys, variant
 ):
     config = CONFIG.format(f'{variant}_distill')
@@ -762,8 +764,8 @@ def test_config_trains_and_is_tested_as_the_plain_one(
     assert names == averaged == set(student.state_dict())
 
 
-def test_a_trained_teacher_on_the_miniature(tool, mini_place, capsys):
-    """As README says: by options, as a config and its checkpoint."""
+def test_trained_config_teaches_another(tool, mini_place, capsys):
+    """The teacher is named by options, as README says."""
     config = CONFIG.format('xxs')
     options = ['--cfg-options', *FEW]
     tool('train').main([config, '--mini', '--work-dir', 'teacher', *options])
@@ -843,7 +845,8 @@ def coarse(tmp_path):
     )
     torch.manual_seed(4)
     model = build(cfg, 'mmseg').eval()
-    for module in model.decode_head.modules():  # else it has no opinion
+    # With its initial weights, all classes would have the same logits.
+    for module in model.decode_head.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight)
     path = save(model, tmp_path / 'coarse.pth')
@@ -871,7 +874,7 @@ def scenes():
     for height in (32, 24):
         label = torch.randint(CLASSES, (1, 8, 12), generator=generator)
         label[torch.rand(label.shape, generator=generator) < 0.3] = 255
-        # In squares of four pixels, of which each logit sees one.
+        # Each logit is compared at one pixel of a square of 4x4.
         label = label.repeat_interleave(4, 1).repeat_interleave(4, 2)
         label = label[:, :height]
         sample = SegDataSample(metainfo=dict(img_shape=(height, 48)))
@@ -884,7 +887,7 @@ def scenes():
 @pytest.mark.parametrize(
     'distill', [dict(tau=2.0, alpha=0.5), dict(mode='hard', alpha=0.75)]
 )
-def test_losses_of_a_segmentor(coarse, distill):
+def test_losses_of_a_segmentor_equal_the_formula(coarse, distill):
     model = distilled_segmentor(coarse[1], distill)
     plain = build(segmentor(), 'mmseg').train()
     plain.load_state_dict(model.state_dict(), strict=True)
@@ -901,7 +904,7 @@ def test_losses_of_a_segmentor(coarse, distill):
     for name, value in labels_alone.items():
         assert_close(losses[name], value * weights.get(name, 1))
 
-    # Pixel by pixel, from the parts; a logit stands for 4x4 of them.
+    # The same loss pixel by pixel; each logit is compared at one of 4x4.
     inputs = data['inputs']
     with torch.no_grad():
         targets = coarse[0](inputs, mode='tensor')
@@ -930,7 +933,7 @@ def test_losses_of_a_segmentor(coarse, distill):
     assert found > 0.01
 
 
-def test_the_student_segmentor_alone_learns(coarse):
+def test_only_the_student_segmentor_is_trained(coarse):
     model = distilled_segmentor(coarse[1])
     plain = build(segmentor(), 'mmseg')
     assert list(model.state_dict()) == list(plain.state_dict())
@@ -959,7 +962,7 @@ def test_the_student_segmentor_alone_learns(coarse):
          'EncHead, which gives no single tensor of logits'),
     ],
 )  # fmt: skip
-def test_heads_that_have_no_single_map_of_logits(coarse, head, message):
+def test_head_without_a_single_map_of_logits_is_refused(coarse, head, message):
     head = dict(head, num_classes=CLASSES)
 
     def learn():
@@ -973,7 +976,7 @@ def test_heads_that_have_no_single_map_of_logits(coarse, head, message):
         learn()
 
 
-def test_a_segmentor_needs_a_teacher(coarse):
+def test_segmentor_needs_a_teacher_of_pixels(coarse):
     with pytest.raises(TypeError, match="argument: 'teacher'"):
         build(segmentor(type='mmefficientmod.DistilledSegmentor'), 'mmseg')
     model = distilled_segmentor(
@@ -987,9 +990,9 @@ DOCS = (ROOT / 'docs/distillation.md').read_text()
 
 
 @pytest.mark.parametrize('number', [0, 1])
-def test_examples_of_the_docs_build(tmp_path, number):
+def test_example_in_docs_builds(tmp_path, number):
     text = DOCS.split('```python\n')[1 + number].split('```')[0]
-    # MMEngine finds it in an installed package alone.
+    # MMEngine finds the config only in an installed package.
     name = 'mmefficientmod::seg/fpn_efficientmod_xxs_ade20k.py'
     path = tmp_path / 'mine.py'
     path.write_text(text.replace(name, str(find_config(name))))
@@ -1013,7 +1016,7 @@ model = dict(
 """
 
 
-def test_semantic_fpn_is_distilled_on_the_miniature(tool, mini_place):
+def test_distilled_semantic_fpn_trains(tool, mini_place):
     plain = find_config('mmefficientmod::seg/fpn_efficientmod_xxs_ade20k.py')
     cfg = load_config(str(plain))
     save(build(cfg.model, 'mmseg'), 'teacher.pth')

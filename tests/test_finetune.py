@@ -1,4 +1,4 @@
-"""Fine-tuning on a folder of images, whose folders are the classes."""
+"""Fine-tuning on a folder of images with a folder for each class."""
 
 import shutil
 from pathlib import Path
@@ -61,7 +61,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('epochs', 'least'), [(1, 0), pytest.param(16, 80, marks=pytest.mark.slow)]
 )
-def test_a_folder_is_learned_tested_and_drawn(
+def test_folder_of_images_is_trained_tested_and_drawn(
     tool, folder, capsys, epochs, least
 ):
     argv = [CONFIG, '--backbone', 'efficientmod_xxs']
@@ -83,14 +83,14 @@ def test_a_folder_is_learned_tested_and_drawn(
     assert metrics.keys() == {'accuracy/top1'}
     assert metrics['accuracy/top1'] == pytest.approx(reached)
 
-    # Another order of the classes would mix them up without a word.
+    # With other classes, the model would predict wrong names.
     (folder / 'val/berry').rename(folder / 'val/xberry')
     with pytest.raises(SystemExit):
         cli.run(lambda _: tool('test').main(test))
     message = capsys.readouterr().err
     assert 'trained on the classes berry, leaf, sky, and the data' in message
 
-    # The folders are not asked for the classes.
+    # The classes come from the checkpoint, not from the folders.
     image = str(next((folder / 'train/leaf').iterdir()).resolve())
     shutil.rmtree(folder / 'val')
     options = ['--cfg-options', *SMALL]
@@ -117,7 +117,9 @@ def test_a_folder_is_learned_tested_and_drawn(
         ),
     ],
 )
-def test_mini(tool, mini_place, name, classes):
+def test_classification_configs_train_on_the_miniature(
+    tool, mini_place, name, classes
+):
     config = f'mmefficientmod::cls/{name}.py'
     options = ['train_cfg.max_epochs=1', 'train_dataloader.batch_size=2']
     options += [
@@ -128,7 +130,9 @@ def test_mini(tool, mini_place, name, classes):
     assert runner.model.head.fc.out_features == classes
 
 
-def test_weights_arrive_without_their_head(tool, folder, capsys):
+def test_pretrained_weights_are_loaded_without_their_head(
+    tool, folder, capsys
+):
     import_toolbox('mmpretrain')
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         trained = MODELS.build(
@@ -148,7 +152,7 @@ def test_weights_arrive_without_their_head(tool, folder, capsys):
     assert runner.model.head.fc.out_features == 3
 
 
-def test_number_of_classes_goes_everywhere(folder):
+def test_number_of_classes_is_set_everywhere(folder):
     cfg = load_config(CONFIG, dict(data_root=str(folder)))
     assert cfg.model.head.num_classes == 1000
     assert fit_classes(cfg, LOADERS) == ['berry', 'leaf', 'sky']
@@ -160,7 +164,7 @@ def test_number_of_classes_goes_everywhere(folder):
     assert fit_classes(cfg, LOADERS) == names
 
 
-def test_other_data_sets_are_left_alone():
+def test_config_of_another_data_set_does_not_change():
     cfg = load_config('mmefficientmod::cls/efficientmod_s_in1k.py')
     before = cfg.to_dict()
     assert fit_classes(cfg, LOADERS) is None
@@ -181,7 +185,7 @@ def test_other_data_sets_are_left_alone():
         ('train', ('train/1.jpg',), 'train has 0 folders of images'),
     ],
 )
-def test_folders_that_cannot_be(folder, remove, add, message):
+def test_bad_folders_are_refused_with_the_reason(folder, remove, add, message):
     shutil.rmtree(folder / remove)
     for name in add:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -196,7 +200,7 @@ def test_folders_that_cannot_be(folder, remove, add, message):
         check()
 
 
-def test_a_head_that_does_not_say_how_many(folder):
+def test_head_without_num_classes_is_refused(folder):
     cfg = load_config(CONFIG, dict(data_root=str(folder)))
     cfg.model.head = dict(type='ClsHead')
     with pytest.raises(ConfigError, match='ClsHead has no num_classes'):

@@ -1,4 +1,4 @@
-"""Train scripts, the stock toolboxes' own and ours, in fresh processes."""
+"""Train scripts of the toolboxes and ours, in new processes."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ BACKBONE = dict(type='mmefficientmod.EfficientMod', arch='xxs')
 CHANNELS = [32, 64, 128, 256]
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
-# In place of a compiled mmcv, for a process that does not import us first.
+# Stands in for a compiled mmcv in a process that does not import us first.
 COMPILED = """
 import importlib.abc, importlib.util, sys
 
@@ -109,7 +109,7 @@ CONFIGS = dict(
     ],
 )
 @pytest.mark.parametrize('toolbox', CONFIGS)
-def test_script_trains_it(
+def test_train_scripts_of_the_toolboxes_train_a_registered_backbone(
     toolbox, script, custom_imports, tmp_path, mini_root
 ):
     cfg = CONFIGS[toolbox](tmp_path, mini_root)
@@ -149,7 +149,7 @@ def test_script_trains_it(
     assert (weight != 1e-4).any()  # it was trained
 
 
-def test_both_names_resolve_from_every_scope():
+def test_name_with_and_without_scope_resolves_in_every_toolbox():
     code = """
 import mmefficientmod
 from mmengine.registry import MODELS, DefaultScope

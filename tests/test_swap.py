@@ -1,4 +1,4 @@
-"""Swapping the backbone of stock configs: fits, trains, or says why not."""
+"""Swapping the backbone of stock configs: they train, or an error says why."""
 
 import gc
 import logging
@@ -35,7 +35,7 @@ XXS = [32, 64, 128, 256]
 
 @pytest.fixture(autouse=True)
 def free_models():
-    """Whole detectors refer to themselves, and would pile up."""
+    """Free detectors, which have reference cycles, after each test."""
     yield
     gc.collect()
 
@@ -45,8 +45,8 @@ def swap(name, backbone='efficientmod_xxs', **kwargs):
 
 
 @pytest.fixture
-def said(monkeypatch):
-    """What the swap reports, as (level, text)."""
+def logged(monkeypatch):
+    """The messages of a swap, as (level, text)."""
     lines = []
     monkeypatch.setattr(
         'mmefficientmod.swap.log.print_log',
@@ -55,12 +55,12 @@ def said(monkeypatch):
     return lines
 
 
-def reported(said, *parts):
-    return any(all(p in text for p in parts) for _, text in said)
+def was_logged(logged, *parts):
+    return any(all(p in text for p in parts) for _, text in logged)
 
 
-# Stock configs that take a pyramid: one training step, one prediction.
-# docs/swapping.md says which others were tried, and why some cannot.
+# Stock configs whose backbone can be replaced: one training step, one
+# prediction. docs/swapping.md lists them and those that cannot work.
 
 WORK = [
     # two-stage
@@ -127,7 +127,7 @@ WORK = [
 ]
 
 
-# What takes long on a CPU, most of it in matching or in wide heads.
+# Slow on a CPU, mostly because of matching or wide heads.
 SLOW = (
     'htc/', 'sparse_rcnn/', 'mask2former/', 'maskformer/', 'dino/', 'knet/',
     'hr18', 'hrnetv2p', 'upernet_8xb2-amp', 'beit-base_upernet', 'fastfcn/',
@@ -148,7 +148,7 @@ SLOW = (
         for name in WORK
     ],
 )
-def test_stock_config_trains_and_predicts(name):
+def test_swapped_stock_config_trains_and_predicts(name):
     logs, grads, predictions = stock.train_step_and_predict(name)
     for key, value in logs.items():
         assert torch.isfinite(torch.as_tensor(value)).all(), key
@@ -208,16 +208,16 @@ REFUSED = {
     REFUSED.items(),
     ids=[n.split('/')[-1][:-3] for n in REFUSED],
 )
-def test_config_that_takes_no_pyramid_says_why(name, why):
+def test_config_that_needs_its_backbone_is_refused_with_the_reason(name, why):
     with pytest.raises(ConfigError, match=why) as error:
         swap(name)
     assert '\n' not in str(error.value)
 
 
-# What reads the backbone.
+# Channels of necks and heads.
 
 
-def test_fpn():
+def test_fpn_gets_the_channels_of_the_new_backbone():
     before = load_config(MASK_RCNN)
     cfg = swap_backbone(before, 'efficientmod_s')
     assert cfg.model.backbone.type == 'mmefficientmod.EfficientMod'
@@ -230,12 +230,12 @@ def test_fpn():
 
 
 @pytest.mark.parametrize('arch', ARCHS)
-def test_every_variant_has_a_name(arch):
+def test_every_variant_of_efficientmod_has_a_name(arch):
     cfg = swap(MASK_RCNN, f'efficientmod_{arch}')
     assert cfg.model.neck.in_channels == list(ARCHS[arch]['dims'])
 
 
-def test_levels_follow_the_config():
+def test_new_backbone_gives_the_levels_that_the_neck_reads():
     yolo = swap('mmdet::yolo/yolov3_d53_8xb8-ms-608-273e_coco.py').model
     assert yolo.backbone.out_indices == (1, 2, 3)
     assert yolo.neck.in_channels == [256, 128, 64]  # the last level first
@@ -250,7 +250,7 @@ def test_levels_follow_the_config():
     assert swap(bifpn).model.neck.in_channels == XXS[1:]
 
 
-def test_heads_get_the_channels_at_their_index():
+def test_heads_get_the_channels_at_their_in_index():
     fcn = swap('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py').model
     assert fcn.decode_head.in_channels == 256
     assert fcn.auxiliary_head.in_channels == 128
@@ -266,38 +266,38 @@ def test_heads_get_the_channels_at_their_index():
     jpu = swap(
         'mmseg::fastfcn/fastfcn_r50-d32_jpu_psp_4xb4-80k_ade20k-512x512.py'
     ).model
-    assert jpu.decode_head.in_channels == 2048  # made by the neck
-    assert jpu.auxiliary_head.in_channels == 128  # passed on by it
+    assert jpu.decode_head.in_channels == 2048  # output of the neck
+    assert jpu.auxiliary_head.in_channels == 128  # passed on by the neck
 
 
-def test_dilated_heads_are_warned_about(said):
+def test_swap_warns_of_heads_for_dilated_features(logged):
     swap('mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py')
     assert any(
         level == logging.WARNING and 'now see 4, 8, 16 and 32' in text
-        for level, text in said
+        for level, text in logged
     )
 
 
-def test_a_neck_that_makes_a_pyramid_goes(said):
+def test_neck_that_makes_a_pyramid_is_removed(logged):
     cfg = swap(BEIT_SEG)
     assert cfg.model.neck is None
     assert cfg.model.decode_head.in_channels == XXS
     assert cfg.model.auxiliary_head.in_channels == 128
-    assert reported(said, 'Feature2Pyramid')
+    assert was_logged(logged, 'Feature2Pyramid')
 
 
-def test_a_classifier_in_the_backbone_becomes_a_head(said):
+def test_classifier_inside_the_backbone_becomes_a_linear_head(logged):
     head = swap('mmpretrain::vgg/vgg11_8xb32_in1k.py').model.head
     assert head.type == 'LinearClsHead'
     assert (head.num_classes, head.in_channels) == (1000, 256)
     assert head.loss.type == 'CrossEntropyLoss'
-    assert reported(said, 'a part of VGG')
+    assert was_logged(logged, 'a part of VGG')
 
 
 @pytest.mark.parametrize(
     'name', [RESNET, 'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py']
 )
-def test_classification_reads_the_pooled_final_norm(name):
+def test_classifier_head_reads_the_pooled_final_norm(name):
     model = swap(name).model
     assert model.backbone.final_norm is True
     assert model.backbone.out_indices == (3,)
@@ -305,29 +305,29 @@ def test_classification_reads_the_pooled_final_norm(name):
     assert model.head.in_channels == 256
 
 
-# What the old backbone was told.
+# Options, weights and images.
 
 
-def test_frozen_stages_are_kept_with_weights_only(said, tmp_path):
+def test_frozen_stages_need_pretrained_weights(logged, tmp_path):
     assert 'frozen_stages' not in swap(MASK_RCNN).model.backbone
-    assert reported(said, 'frozen_stages=1', 'random weights')
-    assert reported(said, 'norm_eval=True', 'no batch norms')
+    assert was_logged(logged, 'frozen_stages=1', 'random weights')
+    assert was_logged(logged, 'norm_eval=True', 'no batch norms')
     backbone = swap(MASK_RCNN, pretrained='weights.pth').model.backbone
     assert backbone.frozen_stages == 1
     assert 'norm_eval' not in backbone
 
 
-def test_batch_norms_are_fixed_with_weights_only(said, tmp_path):
+def test_norm_eval_needs_pretrained_weights(logged, tmp_path):
     resnet = dict(type='ResNet', depth=18)
     assert 'norm_eval' not in swap(MASK_RCNN, resnet).model.backbone
-    assert reported(said, 'norm_eval=True', 'mean 0 and variance 1')
+    assert was_logged(logged, 'norm_eval=True', 'mean 0 and variance 1')
     weights = stock.build(swap(MASK_RCNN, resnet)).backbone.state_dict()
     torch.save(weights, tmp_path / 'r18.pth')
     kept = swap(MASK_RCNN, resnet, pretrained=tmp_path / 'r18.pth')
     assert kept.model.backbone.norm_eval is True
 
 
-def test_weights_of_the_old_model_go(said):
+def test_weights_of_the_old_model_are_removed(logged):
     cfg = load_config(UPERNET)
     assert cfg.model.pretrained
     cfg.load_from = 'https://example.org/whole-model.pth'
@@ -336,10 +336,10 @@ def test_weights_of_the_old_model_go(said):
     assert cfg.model.pretrained is None
     assert cfg.model.init_cfg is None
     assert cfg.load_from is None
-    assert reported(said, 'whole-model.pth')
+    assert was_logged(logged, 'whole-model.pth')
 
 
-def test_pretrained_weights_arrive(tmp_path):
+def test_pretrained_weights_are_loaded_into_efficientmod(tmp_path):
     torch.manual_seed(3)
     weights = EfficientMod('xxs').state_dict()
     path = str(tmp_path / 'weights.pth')
@@ -366,7 +366,7 @@ def mobilenet(tmp_path_factory):
     return folder
 
 
-def test_pretrained_weights_of_another_backbone_arrive(mobilenet):
+def test_pretrained_weights_are_loaded_into_other_backbones(mobilenet):
     path = mobilenet / 'whole.pth'
     cfg = swap(MASK_RCNN, MOBILENET, pretrained=path)
     cfg = Config.fromstring(cfg.pretty_text, '.py')  # as a run dumps it
@@ -384,7 +384,9 @@ def test_pretrained_weights_of_another_backbone_arrive(mobilenet):
         ('none.pth', 'none.pth does not exist'),
     ],
 )
-def test_weights_of_another_backbone_that_do_not_fit(mobilenet, name, message):
+def test_weights_that_do_not_fit_another_backbone_are_refused(
+    mobilenet, name, message
+):
     with pytest.raises(ConfigError, match=message):
         swap(MASK_RCNN, MOBILENET, pretrained=str(mobilenet / name))
     cfg = load_config(UPERNET)
@@ -393,7 +395,7 @@ def test_weights_of_another_backbone_that_do_not_fit(mobilenet, name, message):
         set_pretrained(cfg, str(mobilenet / name))
 
 
-def test_norms_of_outputs_need_no_weights(tmp_path):
+def test_weights_may_lack_norms_of_outputs(tmp_path):
     swin = dict(type='mmdet.SwinTransformer', depths=(1, 1, 1, 1))
     with DefaultScope.overwrite_default_scope('mmdet'):
         weights = MODELS.build(swin).state_dict()
@@ -414,7 +416,7 @@ def test_norms_of_outputs_need_no_weights(tmp_path):
         swap(MASK_RCNN, swin, pretrained=path)
 
 
-def test_what_a_user_said_of_weights_stays(mobilenet):
+def test_init_cfg_of_the_user_keeps_its_keys(mobilenet):
     backbone = dict(
         MOBILENET, init_cfg=dict(type='Pretrained', prefix='backbone.')
     )
@@ -432,15 +434,15 @@ def test_what_a_user_said_of_weights_stays(mobilenet):
     )
 
 
-def test_frozen_stages_that_are_counted_otherwise(said):
+def test_frozen_stages_are_dropped_if_stages_are_numbered_differently(logged):
     cfg = load_config('mmdet::yolo/yolov3_d53_8xb8-ms-608-273e_coco.py')
     cfg.model.backbone.frozen_stages = 5
     backbone = swap_backbone(cfg, 'efficientmod_xxs', 'x.pth').model.backbone
     assert 'frozen_stages' not in backbone
-    assert reported(said, 'frozen_stages=5', 'differently')
+    assert was_logged(logged, 'frozen_stages=5', 'differently')
 
 
-def test_images_of_other_channels():
+def test_grey_images_keep_their_normalisation():
     """A grey image has no ImageNet mean of three colours."""
     cfg = load_config(UPERNET)
     cfg.model.backbone.in_channels = 1
@@ -453,7 +455,7 @@ def test_images_of_other_channels():
     assert model.backbone(data['inputs'])[0].shape[:2] == (2, 32)
 
 
-def test_reidentification_is_classification():
+def test_reidentification_is_swapped_like_classification():
     model = swap(
         'mmdet::reid/reid_r50_8xb32-6e_mot17train80_test-mot17val20.py'
     ).model
@@ -462,7 +464,7 @@ def test_reidentification_is_classification():
     assert 'bgr_to_rgb' not in model.data_preprocessor
 
 
-def test_the_preprocessor_keeps_its_own_words():
+def test_preprocessor_of_mmpretrain_gets_to_rgb():
     cfg = load_config(RESNET)
     cfg.data_preprocessor.pop('to_rgb')
     cfg = swap_backbone(cfg, 'efficientmod_xxs')
@@ -480,20 +482,20 @@ def test_the_preprocessor_keeps_its_own_words():
         'mot17halftrain_test-mot17halfval.py',
     ],
 )
-def test_a_detector_inside_another_model(name):
+def test_detector_inside_a_wrapper_is_swapped(name):
     cfg = swap(name, pretrained='x.pth')
     assert cfg.model.detector.backbone.arch == 'xxs'
     assert cfg.model.detector.backbone.init_cfg.checkpoint == 'x.pth'
     assert cfg.model.detector.neck.in_channels[-1] == 256
 
 
-def test_what_goes_with_the_old_backbone_is_said(said):
+def test_removed_options_are_logged(logged):
     swap(MASK_RCNN)
-    assert reported(said, 'are removed', 'depth=50', "style='pytorch'")
+    assert was_logged(logged, 'are removed', 'depth=50', "style='pytorch'")
 
 
-def test_types_given_as_classes():
-    """As in MMEngine's pure Python configs."""
+def test_type_may_be_a_class():
+    """MMEngine's pure Python configs have classes."""
     from mmdet.models import ResNet
 
     cfg = load_config(MASK_RCNN)
@@ -502,22 +504,22 @@ def test_types_given_as_classes():
     assert cfg.model.neck.in_channels == XXS
 
 
-def test_images_are_normalised_for_our_weights(said):
+def test_images_are_normalised_for_the_new_weights(logged):
     caffe = swap(CAFFE).model.data_preprocessor
     rgb = load_config(MASK_RCNN).model.data_preprocessor
     assert {k: caffe[k] for k in ('mean', 'std', 'bgr_to_rgb')} == {
         k: rgb[k] for k in ('mean', 'std', 'bgr_to_rgb')
     }
-    assert reported(said, 'normalised')
-    said.clear()
+    assert was_logged(logged, 'normalised')
+    logged.clear()
     swap(MASK_RCNN)
     swap(RESNET)
-    assert not reported(said, 'normalised')
+    assert not was_logged(logged, 'normalised')
     yolox = swap('mmdet::yolox/yolox_s_8xb8-300e_coco.py').model
     assert yolox.data_preprocessor.mean == rgb.mean
 
 
-def test_custom_keys_are_kept_where_they_find_something(said):
+def test_custom_keys_are_kept_if_a_parameter_matches(logged):
     cfg = load_config(UPERNET)
     keys = {
         'backbone': dict(lr_mult=0.1),
@@ -533,8 +535,8 @@ def test_custom_keys_are_kept_where_they_find_something(said):
         'backbone.stages.0',
         'conv_seg',
     }
-    assert reported(said, 'backbone.layer1')
-    assert reported(said, 'layer2.0')
+    assert was_logged(logged, 'backbone.layer1')
+    assert was_logged(logged, 'layer2.0')
 
 
 @pytest.mark.parametrize(
@@ -549,7 +551,7 @@ def test_custom_keys_are_kept_where_they_find_something(said):
         ),
     ],
 )
-def test_layer_wise_decay_asks_the_backbone(name, rate):
+def test_layer_wise_decay_uses_the_depths_of_the_new_backbone(name, rate):
     cfg = swap(name)
     model = stock.build(cfg)
     wrapper = cfg.optim_wrapper
@@ -560,7 +562,8 @@ def test_layer_wise_decay_asks_the_backbone(name, rate):
     groups = {g['param_name']: g for g in optim.optimizer.param_groups}
     assert len(groups) == len(list(model.parameters()))
     base = wrapper.optimizer.lr
-    # xxs: stem, stages 1 and 2, three groups of stage 3, stage 4, the rest.
+    # Layers of xxs: stem, stages 1 and 2, three groups of stage 3, stage 4,
+    # and all others.
     for key, depth in {
         'backbone.stem.proj.weight': 0,
         'backbone.stages.0.blocks.0.gamma': 1,
@@ -573,12 +576,12 @@ def test_layer_wise_decay_asks_the_backbone(name, rate):
         assert groups[key]['lr'] == pytest.approx(base * rate ** (7 - depth))
     head = [k for k in groups if not k.startswith('backbone.')]
     assert {groups[k]['lr'] for k in head} == {base}
-    if 'mmpretrain' not in name:  # what their own constructors do
+    if 'mmpretrain' not in name:  # as the toolbox's own constructor does
         assert groups['backbone.stem.norm.weight']['weight_decay'] == 0
     assert groups['backbone.stem.proj.weight']['weight_decay'] > 0
 
 
-def test_layer_wise_decay_needs_a_backbone_that_counts(said):
+def test_layer_wise_decay_is_dropped_without_get_layer_depth(logged):
     cfg = swap(CONVNEXT_DET, dict(type='mmdet.ResNet', depth=18))
     wrapper = dict(cfg.optim_wrapper, type='OptimWrapper')
     wrapper.pop('loss_scale', None)
@@ -588,14 +591,14 @@ def test_layer_wise_decay_needs_a_backbone_that_counts(said):
     assert {g['lr'] for g in groups} == {wrapper['optimizer'].lr}
     assert any(
         level == logging.WARNING and 'get_layer_depth' in text
-        for level, text in said
+        for level, text in logged
     )
 
 
 # Other backbones.
 
 
-def test_any_registered_backbone(said):
+def test_any_registered_backbone_is_accepted(logged):
     r18 = swap(MASK_RCNN, dict(type='ResNet', depth=18)).model
     assert r18.neck.in_channels == [64, 128, 256, 512]
     mobile = swap(
@@ -618,7 +621,7 @@ def test_any_registered_backbone(said):
         assert logits.pred_score.shape == (1000,)
 
 
-def test_options_in_the_dict_win():
+def test_options_in_the_dict_override_old_ones():
     new = dict(BACKBONES['efficientmod_xxs'], frozen_stages=2, with_cp=True)
     backbone = swap(MASK_RCNN, new, pretrained='x.pth').model.backbone
     assert backbone.frozen_stages == 2
@@ -645,24 +648,24 @@ def test_options_in_the_dict_win():
         ),
     ],
 )
-def test_bad_backbone(backbone, message):
+def test_bad_backbone_is_refused_with_the_reason(backbone, message):
     with pytest.raises(ConfigError, match=message):
         swap(MASK_RCNN, backbone)
 
 
-def test_names():
+def test_name_may_have_hyphens_or_be_the_type_of_a_dict():
     assert backbone_name('efficientmod_s-conv') == 'efficientmod_s_conv'
     assert backbone_name("dict(type='mmdet.ResNet')") == 'resnet'
     assert resolve_backbone('efficientmod_s-conv').arch == 's_conv'
 
 
-def test_config_without_a_model():
+def test_config_without_a_model_is_refused():
     with pytest.raises(ConfigError, match='no model'):
         swap_backbone(Config(dict(default_scope='mmdet')), 'efficientmod_s')
 
 
 @pytest.mark.parametrize('arch', ARCHS)
-def test_layer_depth_grows_with_the_network(arch):
+def test_layer_depth_rises_from_stem_to_head(arch):
     model = EfficientMod(arch, final_norm=True)
     depths = [
         model.get_layer_depth(f'backbone.{name}', 'backbone.')

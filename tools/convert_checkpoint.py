@@ -96,9 +96,9 @@ def main(argv: Sequence[str] | None = None) -> Conversion:
 def show(result: Conversion, args: argparse.Namespace) -> None:
     """Print the new name of each group of tensors, or of each tensor."""
     rows: Counter[tuple[str | None, str | None]] = Counter()
-    for old, new in result.names.items():
-        old = old.removeprefix('module.')
-        rows[(old, new) if args.verbose else (group(old), group(new))] += 1
+    for key, new in result.names.items():
+        name = key.removeprefix('module.')
+        rows[(name, new) if args.verbose else (group(name), group(new))] += 1
     table = Table('in the file', 'tensors', 'becomes')
     table.columns[1].justify = 'right'
     for (old, new), count in rows.items():
