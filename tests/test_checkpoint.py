@@ -1,4 +1,4 @@
-"""Loading weights: the forms of the authors' files, and files that do not fit."""
+"""Loading weights: the forms of the authors' files, and misfits."""
 
 import argparse
 import copy

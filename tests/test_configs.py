@@ -310,7 +310,7 @@ def test_learning_rates_of_segmentation_are_those_of_the_authors(
 
 
 def timm_cosine(epoch):
-    """The learning rate of an epoch in timm 0.6.13 with the authors' options."""
+    """Learning rate of an epoch in timm 0.6.13, the authors' options."""
     if epoch < 5:
         return 1e-6 + epoch * (4e-3 - 1e-6) / 5
     cosine = (1 + math.cos(math.pi * epoch / 300)) / 2
