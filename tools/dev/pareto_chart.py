@@ -16,7 +16,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmefficientmod.benchmark.figures import panels, pareto
+from mmefficientmod.benchmark.figures import pareto, subplots
 
 ROOT = Path(__file__).parents[2]
 LATENCY = 'ONNX Runtime, 1'  # the column for one image at a time
@@ -93,7 +93,7 @@ def read_table(text: str) -> list[dict[str, str]]:
 
 def draw(rows: Sequence[Row]) -> Figure:
     """Top-1 against latency: a line for each family, and the Pareto fronts."""
-    figure, ((ax,),) = panels(1, 1, (8.0, 5.2))
+    figure, ((ax,),) = subplots(1, 1, (8.0, 5.2))
     for column, style, fill, text in ACCURACIES:
         ax.step(
             *zip(*pareto(points(rows, column)), strict=True),
