@@ -46,9 +46,8 @@ def check_data_exists(cfg: Config, loaders: Sequence[str]) -> None:
                     raise DataError(
                         f'{type_name(dataset)} of {loader}: {path} does not '
                         'exist. Put the data set there or name another place '
-                        f'with `--cfg-options {_root_option(cfg, loader)}=...`'
-                        ', or try a config that has one on generated data '
-                        'with `--mini`'
+                        'with `--cfg-options data_root=...`, or try a config '
+                        'that has one on generated data with `--mini`'
                     )
             images = prefixes.get('img_path') or prefixes.get('img')
             folder = Path(root, images) if images else None
@@ -56,10 +55,6 @@ def check_data_exists(cfg: Config, loaders: Sequence[str]) -> None:
                 raise DataError(
                     f'{type_name(dataset)} of {loader}: {folder} is empty'
                 )
-
-
-def _root_option(cfg: Config, loader: str) -> str:
-    return 'data_root' if 'data_root' in cfg else f'{loader}.dataset.data_root'
 
 
 def name_file_on_error(dataset: Any) -> None:
