@@ -1,4 +1,4 @@
-"""Gradient accumulation: the same steps as with the whole batch at once."""
+"""Accumulated gradients give the steps of the whole batch."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ IMAGES, COUNTS, MOMENTUM = 32, 4, 0.1
 
 @MODELS.register_module()
 class AccumulationToy(BaseModel):
-    """A plane through the points."""
+    """A linear model of three inputs."""
 
     def __init__(self):
         super().__init__()
@@ -33,7 +33,7 @@ class AccumulationToy(BaseModel):
 
 @HOOKS.register_module()
 class AccumulationRecordHook(Hook):
-    """Keeps the weight and the learning rate of each optimizer's step."""
+    """Records weights and learning rate at each step of the optimizer."""
 
     def before_train(self, runner):
         self.weights, self.rates = [], []
@@ -47,7 +47,7 @@ class AccumulationRecordHook(Hook):
 
 @DATASETS.register_module()
 class AccumulationPoints:
-    """Points near a plane."""
+    """Random inputs, and a noisy linear function of them."""
 
     def __init__(self):
         generator = torch.Generator().manual_seed(0)
@@ -63,7 +63,7 @@ class AccumulationPoints:
 
 
 def train(folder, batch_size, options=(), **others):
-    """The hook that recorded the training, and the runner."""
+    """Train; return the recording hook, the averaged model and the runner."""
     cfg = Config(
         dict(
             model=dict(type='AccumulationToy'),
@@ -97,26 +97,28 @@ def train(folder, batch_size, options=(), **others):
 
 
 @pytest.mark.parametrize('runner_type', ['Runner', 'FlexibleRunner'])
-def test_steps_are_those_of_the_whole_batch(tmp_path, runner_type):
-    kind = dict(runner_type=runner_type)
-    whole, _, _ = train(tmp_path / 'whole', 8, **kind)
+def test_accumulated_steps_equal_those_of_the_whole_batch(
+    tmp_path, runner_type
+):
+    more = dict(runner_type=runner_type)
+    whole, _, _ = train(tmp_path / 'whole', 8, **more)
     options = {'optim_wrapper.accumulative_counts': COUNTS}
-    parts, average, runner = train(tmp_path / 'parts', 2, options, **kind)
+    parts, average, runner = train(tmp_path / 'parts', 2, options, **more)
     assert runner.iter == 3 * IMAGES // 2
     assert len(parts.weights) == len(whole.weights) == 3 * IMAGES // 8
-    # 8 images a step, of the 16 that the learning rate is for.
+    # A step takes 8 images, half of those that the learning rate is for.
     assert parts.rates == whole.rates == [0.1] * len(whole.rates)
     assert_close(parts.weights, whole.weights)
 
-    # The average starts from the first weights and follows each step but the
-    # last, whose turn would come with the next iteration.
+    # The average starts from the first weights and is updated after each step
+    # but the last: its update would come with the next iteration.
     expected = torch.ones(1, 3)
     for weight in parts.weights[:-1]:
         expected = torch.lerp(expected, weight, MOMENTUM)
     assert_close(average.module.line.weight, expected)
 
 
-def test_a_warm_up_takes_as_many_steps(tmp_path):
+def test_warm_up_takes_as_many_steps_with_accumulation(tmp_path):
     def rates(folder, batch_size, options=()):
         schedule = [dict(type='LinearLR', start_factor=0.1, by_epoch=False)]
         schedule[0].update(begin=0, end=6)
@@ -127,7 +129,8 @@ def test_a_warm_up_takes_as_many_steps(tmp_path):
     whole = rates(tmp_path / 'whole', 8)
     options = {'optim_wrapper.accumulative_counts': COUNTS}
     parts = rates(tmp_path / 'parts', 2, options)
-    # MMEngine steps its schedulers at each iteration, and so within a step.
+    # MMEngine's schedulers advance with each iteration, so that the rate grows
+    # within a step of the optimizer.
     slope = whole[1] - whole[0]
     late = [p - w for p, w in zip(parts, whole, strict=True)]
     assert min(late[:5]) > 0
@@ -136,7 +139,7 @@ def test_a_warm_up_takes_as_many_steps(tmp_path):
     assert whole[6:] == pytest.approx([0.1] * 6)
 
 
-def test_what_follows_the_steps():
+def test_hooks_and_schedules_that_count_iterations_follow_accumulation():
     counts = 'optim_wrapper.accumulative_counts'
     cfg = load_config('mmefficientmod::cls/efficientmod_s_in1k.py')
     schedule = [dict(s) for s in cfg.param_scheduler]
@@ -156,7 +159,7 @@ def test_what_follows_the_steps():
     assert cfg.param_scheduler[0]['end'] == 600
 
 
-def test_iterations_are_told_from_steps(capsys):
+def test_warning_names_the_number_of_steps(capsys):
     segmentor = 'mmefficientmod::seg/fpn_efficientmod_s_ade20k.py'
     counts = {'optim_wrapper.accumulative_counts': 8}
     cfg = load_config(segmentor, counts)
@@ -170,7 +173,7 @@ def test_iterations_are_told_from_steps(capsys):
 
 
 @pytest.mark.parametrize('counts', [0, -1, 1.5, 'many'])
-def test_no_number_of_iterations(counts):
+def test_invalid_number_of_iterations_is_refused(counts):
     cfg = load_config('mmefficientmod::cls/efficientmod_s_in1k.py')
     with pytest.raises(ConfigError, match='accumulative_counts=.* 1 or more'):
         apply_options(cfg, {'optim_wrapper.accumulative_counts': counts})

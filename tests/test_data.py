@@ -1,4 +1,4 @@
-"""Miniatures and the checks of data."""
+"""The generated miniatures, and the checks of data sets."""
 
 import hashlib
 import importlib
@@ -43,7 +43,7 @@ def digest(folder):
     return hashlib.sha256(text).hexdigest()
 
 
-def test_ade20k_mini_is_what_it_says(mini_root):
+def test_ade20k_mini_has_the_layout_of_ade20k(mini_root):
     folder = mini_root / ADE.folder
     present, pixels = set(), 0
     for split, count in ade20k.SPLITS.items():
@@ -62,11 +62,11 @@ def test_ade20k_mini_is_what_it_says(mini_root):
     assert present == {0, 2, 3, 5, 7, 10, 13, 21}
     assert pixels / sum(ade20k.SPLITS.values()) > 0.95
     pictures = {p.read_bytes() for p in folder.rglob('*.jpg')}
-    assert len(pictures) == sum(ade20k.SPLITS.values())  # none twice
+    assert len(pictures) == sum(ade20k.SPLITS.values())  # all differ
 
 
 @pytest.mark.parametrize('split', coco.SPLITS)
-def test_coco_mini_is_what_it_says(mini_root, split):
+def test_coco_mini_has_the_layout_of_coco(mini_root, split):
     folder = mini_root / COCO.folder
     path = folder / f'annotations/instances_{split}.json'
     api = CocoApi(str(path))
@@ -90,7 +90,7 @@ def test_coco_mini_is_what_it_says(mini_root, split):
     crowds = [x for x in annotations if x['iscrowd']]
     assert crowds
     assert {type(x['segmentation']) for x in crowds} == {dict}
-    if split == 'train2017':  # some are cut in parts by another
+    if split == 'train2017':  # other objects cut some into parts
         parts = [x['segmentation'] for x in annotations if not x['iscrowd']]
         assert max(map(len, parts)) > 1
     for annotation in annotations:
@@ -100,14 +100,14 @@ def test_coco_mini_is_what_it_says(mini_root, split):
         if annotation['iscrowd']:
             assert mask.sum() == area
         assert mask.sum() == pytest.approx(area, rel=0.1)
-        # The box is that of the mask, to a pixel.
+        # The box fits the mask to a pixel.
         rows, columns = np.where(mask.any(1))[0], np.where(mask.any(0))[0]
         edges = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
         assert np.abs(np.subtract(edges, (x, y, x + w, y + h))).max() <= 1
 
 
 @pytest.mark.parametrize('mask', [[[0, 0], [1, 1]], [[1, 0], [1, 0]]])
-def test_run_lengths_go_down_the_columns(mask):
+def test_run_lengths_count_along_columns(mask):
     mask = np.array(mask, bool)
     runs = coco.rle(mask)
     values = np.arange(len(runs['counts'])) % 2
@@ -116,7 +116,7 @@ def test_run_lengths_go_down_the_columns(mask):
     assert runs['size'] == [2, 2]
 
 
-def test_coco_mini_is_read_as_coco(mini_root):
+def test_mmdetection_reads_the_coco_mini(mini_root):
     cfg = load_config(DET)
     apply_mini(cfg, str(mini_root))
     importlib.import_module('mmdet.datasets')
@@ -129,13 +129,13 @@ def test_coco_mini_is_read_as_coco(mini_root):
         labels |= set(sample.gt_instances.labels.tolist())
         ignored += len(sample.ignored_instances)
         assert sample.img_shape == (64, 96)
-    # Their places among the 80 names: person, car, stop sign.
+    # Indices among the 80 classes of person, car and stop sign.
     assert labels == {0, 2, 11}
     assert ignored > 0
     assert len(DATASETS.build(cfg.val_dataloader.dataset)) == 24
 
 
-def test_imagenet_mini_is_what_it_says(mini_root):
+def test_imagenet_mini_has_the_layout_of_imagenet(mini_root):
     cfg = load_config(CLS)
     apply_mini(cfg, str(mini_root))
     importlib.import_module('mmpretrain.datasets')
@@ -166,7 +166,7 @@ def test_miniatures_are_deterministic(mini_root, tmp_path):
         assert digest(again) == digest(mini_root / mini.folder)
 
 
-def test_a_miniature_is_written_once_and_whole(tmp_path):
+def test_interrupted_miniature_is_written_again(tmp_path):
     calls = []
 
     def write(folder):
@@ -184,7 +184,7 @@ def test_a_miniature_is_written_once_and_whole(tmp_path):
     assert len(calls) == 2
 
 
-def test_mini_changes_data_size_and_schedule_alone(mini_root):
+def test_mini_changes_only_data_size_and_schedule(mini_root):
     plain, cfg = load_config(CONFIG), load_config(CONFIG)
     apply_mini(cfg, str(mini_root))
     assert cfg.train_dataloader.dataset.data_root == str(
@@ -202,7 +202,7 @@ def test_mini_changes_data_size_and_schedule_alone(mini_root):
         assert steps == [t.type for t in plain[loader].dataset.pipeline]
 
 
-def test_mini_of_a_config_that_counts_epochs(mini_root):
+def test_mini_shortens_a_schedule_of_epochs(mini_root):
     plain, cfg = load_config(DET), load_config(DET)
     apply_mini(cfg, str(mini_root))
     folder = str(mini_root / COCO.folder)
@@ -214,7 +214,8 @@ def test_mini_of_a_config_that_counts_epochs(mini_root):
     assert cfg.optim_wrapper == plain.optim_wrapper
     assert cfg.train_cfg.max_epochs == cfg.train_cfg.val_interval == 2
     warm_up, steps = cfg.param_scheduler
-    # 500 of 88,000 iterations would be one of the miniature's.
+    # The same share as 500 of 88,000 iterations would be one iteration; a
+    # warm-up needs two.
     assert (warm_up['begin'], warm_up['end']) == (0, 2)
     assert (steps['end'], steps['milestones']) == (2, [1, 2])
     for loader in ('train_dataloader', 'val_dataloader'):
@@ -226,7 +227,7 @@ def test_mini_of_a_config_that_counts_epochs(mini_root):
             assert step == old
 
 
-def test_mini_of_classification(mini_root):
+def test_mini_scales_rate_and_average_of_a_classifier(mini_root):
     plain, cfg = load_config(CLS), load_config(CLS)
     apply_mini(cfg, str(mini_root))
     assert cfg.model == plain.model
@@ -234,10 +235,10 @@ def test_mini_of_classification(mini_root):
     crop = cfg.train_dataloader.dataset.pipeline[1]
     resize, centre = cfg.val_dataloader.dataset.pipeline[1:3]
     assert (crop.scale, resize.scale, centre.crop_size) == (64, 73, 64)
-    # By the square root of 16 / 2048, and not once more.
+    # Scaled once, by the square root of 16 / 2048.
     assert cfg.optim_wrapper.optimizer.lr == pytest.approx(4e-3 / 128**0.5)
     assert cfg.auto_scale_lr.base_batch_size == IMAGENET.batch_size
-    # The average reaches back over the same share of the training.
+    # The average spans the same share of the training.
     steps = 300 * 1_281_167 / 2048
     (ema,) = cfg.custom_hooks
     assert 1 / ema.momentum / 320 == pytest.approx(5000 / steps)
@@ -245,7 +246,7 @@ def test_mini_of_classification(mini_root):
     assert (warm_up['end'], cosine['end']) == (2, 20)
 
 
-def test_mini_has_no_teacher_to_download(mini_root):
+def test_mini_replaces_only_a_teacher_to_download(mini_root):
     distilled = CLS.replace('_in1k', '_distill_in1k')
     cfg = load_config(distilled)
     apply_mini(cfg, str(mini_root))
@@ -258,7 +259,7 @@ def test_mini_has_no_teacher_to_download(mini_root):
     assert cfg.model.teacher == own
 
 
-def test_mini_of_a_stock_config_that_counts_epochs(mini_root):
+def test_mini_shortens_stock_schedules_of_epochs(mini_root):
     cfg = load_config('mmpretrain::convnext/convnext-tiny_32xb128_in1k.py')
     apply_mini(cfg, str(mini_root))
     warm_up, cosine = cfg.param_scheduler
@@ -269,13 +270,13 @@ def test_mini_of_a_stock_config_that_counts_epochs(mini_root):
     assert cfg.train_cfg.max_epochs == 2
 
 
-def test_mini_of_another_data_set_is_refused():
+def test_mini_refuses_other_data_sets():
     cfg = load_config('mmseg::fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py')
     with pytest.raises(ConfigError, match='PascalVOCDataset.*ADE20KDataset'):
         apply_mini(cfg)
 
 
-def test_missing_data_is_named_with_the_remedy(tmp_path):
+def test_missing_folder_is_named_with_the_remedy(tmp_path):
     loaders = ('train_dataloader', 'val_dataloader')
     cfg = load_config(CONFIG, dict(data_root=str(tmp_path / 'ade')))
     with pytest.raises(DataError, match=r'ade does not exist.*--mini'):
@@ -323,7 +324,7 @@ def dataset(mini_root):
     return dataset
 
 
-def test_good_data_passes_the_check(dataset):
+def test_check_passes_good_data(dataset):
     before = repr(dataset.pipeline)
     channels, *size = dataset[0]['inputs'].shape
     assert channels == 3
@@ -334,7 +335,7 @@ def test_good_data_passes_the_check(dataset):
 
 
 @pytest.mark.parametrize('wrap', ['RepeatDataset', 'ConcatDataset'])
-def test_check_reaches_wrapped_data_sets(dataset, wrap):
+def test_check_applies_to_wrapped_data_sets(dataset, wrap):
     from mmengine import dataset as wrappers
 
     dataset.pipeline.transforms = [
@@ -372,7 +373,7 @@ def test_bad_files_are_named(dataset, tmp_path, break_it, message):
     assert str(path) in str(error.value)
 
 
-def test_labels_0_to_150_and_255_are_good(dataset, tmp_path):
+def test_check_passes_labels_0_to_150_and_255(dataset, tmp_path):
     info = dataset.get_data_info(0)
     labels = np.zeros((96, 128), np.uint8)
     labels.flat[:151] = np.arange(151)
@@ -384,8 +385,8 @@ def test_labels_0_to_150_and_255_are_good(dataset, tmp_path):
     assert out['data_samples'].gt_sem_seg.data.max() <= 255
 
 
-def test_mini_of_a_config_with_classes_and_without_a_root(mini_root):
-    """As a user's config in pure Python may be."""
+def test_mini_takes_types_as_classes_and_missing_roots(mini_root):
+    """Both occur in configs in pure Python."""
     from mmpretrain.datasets import ImageNet
 
     cfg = load_config(CLS)
@@ -403,7 +404,7 @@ def test_mini_of_a_config_with_classes_and_without_a_root(mini_root):
     check_data_exists(cfg, ('train_dataloader', 'val_dataloader'))
 
 
-def test_mini_seeds_a_config_that_is_not_seeded(mini_root):
+def test_mini_seeds_a_config_without_a_seed(mini_root):
     for config, seed in (CLS, None), (CLS, 7), (CONFIG, 0):
         cfg = load_config(config)
         if config == CLS:

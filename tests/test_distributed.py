@@ -1,5 +1,6 @@
-"""Two processes on a CPU do what one does with the joined batch."""
+"""Two processes on CPUs give the results of one with the joined batch."""
 
+import copy
 import json
 import os
 import pickle
@@ -21,8 +22,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from mmefficientmod import EfficientMod, cli
+from mmefficientmod.config.files import load_config
+from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.engine import distributed
-from mmefficientmod.engine.runner import build_runner
+from mmefficientmod.engine.runner import (
+    ToolRunner,
+    build_runner,
+    limit_workers,
+)
 
 ROOT = Path(__file__).parents[1]
 SEG = 'mmefficientmod::seg/fpn_efficientmod_xxs_ade20k.py'
@@ -67,47 +74,48 @@ def images():
     )
 
 
-def work(rank, folder, reparam=None):
+def run_backward(rank, folder, reparam=None):
     os.environ['GLOO_SOCKET_IFNAME'] = 'lo'
     torch.distributed.init_process_group(
         'gloo', f'file://{folder}/rendezvous', rank=rank, world_size=2
     )
-    # Batch statistics of halves differ from those of the whole.
+    # The batch statistics of a half differ from those of the whole batch.
     model = Segmentor(reparam).train()
     model.neck[1].eval()
-    # As MMEngine does, buffers stay each process's own.
+    # Each process keeps its own buffers, as in MMEngine.
     parallel = DistributedDataParallel(model, broadcast_buffers=False)
     loss_of(parallel, images()[2 * rank :][:2]).backward()
-    torch.save(trained(model), f'{folder}/{rank}.pth')
+    torch.save(gradients_and_buffers(model), f'{folder}/{rank}.pth')
     torch.distributed.destroy_process_group()
 
 
-def trained(model):
-    """What a step leaves: gradients, and statistics of batch norms."""
+def gradients_and_buffers(model):
+    """The gradients of a step, and the statistics of its batch norms."""
     grads = {n: p.grad for n, p in model.named_parameters()}
     return grads, dict(model.named_buffers())
 
 
-def test_gradients_of_two_processes(tmp_path):
-    torch.multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
+def test_two_processes_give_the_gradients_of_one(tmp_path):
+    torch.multiprocessing.spawn(run_backward, (str(tmp_path),), nprocs=2)
     model = Segmentor().train()
     model.neck[1].eval()
     loss_of(model, images()).backward()
-    expected, _ = trained(model)
+    expected, _ = gradients_and_buffers(model)
     for rank in range(2):
         got, _ = torch.load(tmp_path / f'{rank}.pth', weights_only=True)
         assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_parallel_branches_in_two_processes(tmp_path):
-    """Each has the statistics of its half; the gradients are the mean."""
-    torch.multiprocessing.spawn(work, (str(tmp_path), True), nprocs=2)
+def test_branches_keep_statistics_of_each_process_and_average_gradients(
+    tmp_path,
+):
+    torch.multiprocessing.spawn(run_backward, (str(tmp_path), True), nprocs=2)
     halves = []
     for half in images().split(2):
         model = Segmentor(reparam=True).train()
         model.neck[1].eval()
         loss_of(model, half).backward()
-        halves.append(trained(model))
+        halves.append(gradients_and_buffers(model))
     mean = {n: (halves[0][0][n] + halves[1][0][n]) / 2 for n in halves[0][0]}
     assert mean.keys() > dict(Segmentor().named_parameters()).keys()
     for rank, (_, buffers) in enumerate(halves):
@@ -117,27 +125,27 @@ def test_parallel_branches_in_two_processes(tmp_path):
     assert any((first[n] != second[n]).any() for n in first)
 
 
-def test_sync_bn_conversion_takes_the_neck_alone():
+def test_sync_bn_conversion_leaves_the_backbone_unchanged():
     model = convert_sync_batchnorm(Segmentor(), 'torch')
-    kinds = {n: type(m) for n, m in model.named_modules()}
-    assert kinds['neck.1'] is nn.SyncBatchNorm
+    types = {n: type(m) for n, m in model.named_modules()}
+    assert types['neck.1'] is nn.SyncBatchNorm
     assert nn.SyncBatchNorm not in {
-        k for n, k in kinds.items() if n.startswith('backbone')
+        t for n, t in types.items() if n.startswith('backbone')
     }
     assert_close(model.eval()(images()), Segmentor().eval()(images()))
 
 
 def run_config(config, *argv):
-    """A config as the tools read it."""
+    """The config that the tools build from a command line."""
     parser = cli.config_arguments('')
     cli.add_run_arguments(parser)
     return cli.load_run_config(parser.parse_args([config, '--mini', *argv]))
 
 
-# Losses that are a mean over samples, which those of detection are not: a
-# config, and options that take out what depends on the batch. SyncBN becomes
-# plain BN on a CPU, with statistics of each process alone; dropout and mixup
-# differ between processes as they have to.
+# Configs whose loss is a mean over the samples, as it is not in detection, and
+# options that turn off everything else that depends on the batch: SyncBN is
+# plain BN on a CPU, with the statistics of one process, and dropout and mixup
+# are seeded differently in each process.
 GROUP_NORM = [
     'model.decode_head.norm_cfg.type=GN',
     'model.decode_head.norm_cfg.num_groups=8',
@@ -200,7 +208,9 @@ def free_port():
 
 
 @pytest.mark.parametrize(('config', 'options'), MEANS)
-def test_gradients_of_a_whole_model(mini_place, config, options):
+def test_two_processes_of_a_real_run_give_the_gradients_of_one(
+    mini_place, config, options
+):
     args = (config, options, str(mini_place), free_port())
     torch.multiprocessing.spawn(gradients, (2, *args), nprocs=2)
     gradients(0, 1, *args)
@@ -230,9 +240,10 @@ def script(name, *argv, **environment):
     return run.returncode, run.stdout + run.stderr
 
 
-# An untrained model is sure of nothing.
+# An untrained model detects nothing above the usual threshold.
 DETECT_ALL = 'model.test_cfg.rcnn.score_thr=0.0'
-# A task a line. An odd number of images: one of the processes has one more.
+# A config for each task. With an odd number of images, one process has one
+# more than the other.
 TESTED = [
     (SEG, ['test_dataloader.dataset.indices=5']),
     pytest.param(
@@ -244,7 +255,9 @@ TESTED = [
 
 
 @pytest.mark.parametrize(('config', 'options'), TESTED)
-def test_two_processes_test_as_one(tool, mini_place, config, options):
+def test_two_processes_give_the_metrics_and_predictions_of_one(
+    tool, mini_place, config, options
+):
     cfg = run_config(config, '--cfg-options', *options)
     torch.manual_seed(0)
     model = build_runner(cfg).model
@@ -270,7 +283,7 @@ def test_two_processes_test_as_one(tool, mini_place, config, options):
         else:
             assert files[1][name] == content
     assert files[0].keys() == files[1].keys()
-    # AP of what is learned is compared in `test_miniatures_are_learned`.
+    # `test_miniatures_are_learned` compares AP, which is 0 here.
     if config == SEG:
         assert any(x > 0 for x in json.loads(one)['metrics'].values())
     else:
@@ -279,7 +292,7 @@ def test_two_processes_test_as_one(tool, mini_place, config, options):
 
 
 def assert_same(got, expected):
-    """Compare pickled predictions."""
+    """Compare unpickled predictions."""
     if isinstance(expected, dict):
         assert got.keys() == expected.keys()
         for key in expected:
@@ -315,7 +328,7 @@ def short(iterations, *options):
     ]
 
 
-def test_fsdp_is_told_where_it_cannot_run(mini_place):
+def test_fsdp_without_support_for_cpus_is_a_user_error(mini_place):
     if fsdp_runs():
         pytest.skip('it can run here')
     code, output = script(
@@ -326,10 +339,7 @@ def test_fsdp_is_told_where_it_cannot_run(mini_place):
 
 
 def fsdp_runs():
-    """PyTorch 2.1 asks the CPU for a stream with a priority, which has none.
-
-    TypeError: Stream() takes no arguments, in _init_streams.
-    """
+    """FSDP creates a stream with a priority; PyTorch 2.1 has none on CPUs."""
     try:
         torch.cpu.Stream(priority=-1)
     except TypeError:
@@ -344,7 +354,7 @@ needs_fsdp = pytest.mark.skipif(
 
 @needs_fsdp
 @pytest.mark.slow
-def test_fsdp_refuses_an_average_of_the_weights(mini_place):
+def test_fsdp_refuses_averaged_weights(mini_place):
     code, output = script('dist_train.sh', CLS, '2', '--mini', '--fsdp')
     assert code
     assert 'error: FSDP does not go with EMAHook' in output
@@ -357,7 +367,9 @@ def test_fsdp_wraps_by_stage(tmp_path):
     )
     try:
         model = MMFullyShardedDataParallel(
-            Segmentor(), auto_wrap_policy='wrap_by_stage', device_id='cpu'
+            Segmentor(),
+            auto_wrap_policy='mmefficientmod.wrap_by_stage',
+            device_id='cpu',
         )
         wrapped = [
             type(m.module).__name__
@@ -369,8 +381,67 @@ def test_fsdp_wraps_by_stage(tmp_path):
     assert wrapped == ['Segmentor', *['Stage'] * 4]
 
 
-# Adam would make much of gradients that are nothing but rounding. The rules
-# go by the kind of a layer, the shape and the name of a parameter.
+def test_fsdp_is_imported_when_a_config_names_it():
+    code = """
+import sys
+import mmefficientmod
+assert 'mmefficientmod.engine.fsdp' not in sys.modules
+from mmengine.registry import FUNCTIONS, STRATEGIES
+strategy = STRATEGIES.get('mmefficientmod.StageFSDPStrategy')
+with FUNCTIONS.switch_scope_and_registry(None):
+    policy = FUNCTIONS.get('mmefficientmod.wrap_by_stage')
+print(strategy.__name__, policy.__name__)
+"""
+    run = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True
+    )
+    assert run.stdout.split() == ['StageFSDPStrategy', 'wrap_by_stage'], (
+        run.stderr
+    )
+
+
+def test_names_of_an_older_config_get_the_scope(mini_place):
+    cfg = run_config(SEG)
+    cfg.merge_from_dict(load_config('mmefficientmod::_base_/fsdp.py'))
+    new = copy.deepcopy(cfg.strategy)
+    cfg.strategy.type = 'StageFSDPStrategy'
+    cfg.strategy.model_wrapper.auto_wrap_policy = 'wrap_by_stage'
+    with pytest.raises(ConfigError, match='FSDP needs several processes'):
+        build_runner(cfg)
+    assert cfg.strategy == new
+
+
+@pytest.mark.parametrize(
+    ('wanted', 'processes', 'cores', 'expected'),
+    [(8, 1, 4, 4), (8, 2, 4, 2), (8, 8, 4, 1), (3, 1, 4, 3), (0, 1, 4, 0)],
+)
+def test_workers_share_the_cores(
+    monkeypatch, wanted, processes, cores, expected
+):
+    monkeypatch.setattr(distributed, 'num_cores', lambda: cores)
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', str(processes))
+    cfg = dict(num_workers=wanted, persistent_workers=True)
+    assert limit_workers(cfg) == dict(
+        num_workers=expected, persistent_workers=expected > 0
+    )
+
+
+def test_data_loader_with_many_workers_gives_no_warning(recwarn):
+    loader = ToolRunner.build_dataloader(
+        dict(
+            dataset=list(range(4)),
+            sampler=dict(type='DefaultSampler'),
+            num_workers=1000,
+        ),
+        seed=0,
+    )
+    assert 1 <= loader.num_workers <= (os.cpu_count() or 1)
+    assert not [w for w in recwarn if 'worker' in str(w.message)]
+
+
+# SGD, since Adam turns rounding errors of gradients near 0 into full steps.
+# The rules depend on the type of a layer, and on the shape and the name of a
+# parameter.
 RULES = f"""
 _base_ = '{SEG}'
 optim_wrapper = dict(
@@ -390,11 +461,12 @@ optim_wrapper = dict(
 
 @pytest.mark.slow
 @needs_fsdp
-def test_fsdp_trains_and_resumes(tool, mini_place):
-    """As one process with the joined batch; resumed as never stopped."""
+def test_fsdp_trains_as_one_process_and_resumes_as_never_stopped(
+    tool, mini_place
+):
     Path('rules.py').write_text(RULES)
     config = 'rules.py'
-    # Which also keeps the schedule at its length.
+    # A constant factor, since a longer run has a longer warm-up.
     options = [*GROUP_NORM, 'param_scheduler.0.start_factor=1.0']
     argv = [config, '--mini', '--work-dir']
     tool('train').main(
@@ -404,7 +476,7 @@ def test_fsdp_trains_and_resumes(tool, mini_place):
     options = short(4, 'train_dataloader.batch_size=2', *options)
     code, output = script(*argv, 'two', *options)
     assert code == 0, output
-    # Any runner reads what FSDP wrote.
+    # The checkpoint of FSDP has the layout of any other.
     one, two = (
         torch.load(f'{name}/iter_2.pth', weights_only=False)['state_dict']
         for name in ('one', 'two')
@@ -420,8 +492,8 @@ def test_fsdp_trains_and_resumes(tool, mini_place):
     assert rest == {k: pytest.approx(whole[k], rel=1e-6) for k in (3, 4)}
 
 
-# Two nodes of one process each, $1 and following are for dist_train.sh. It
-# is run in namespaces of its own, where it is root.
+# Runs dist_train.sh ($1 and following) on two nodes with one process each: two
+# network namespaces, for which the script is root in a user namespace.
 TWO_NODES = """
 set -euo pipefail
 ip link set lo up
@@ -457,7 +529,7 @@ def namespaces_allowed():
 
 
 def run_two_nodes(argv):
-    """Start two agents of torchrun that find each other."""
+    """Start torchrun on two nodes; without namespaces, on one machine."""
     if namespaces_allowed():
         command = [*NAMESPACES, 'bash', '-c', TWO_NODES, 'nodes', *argv]
         run = subprocess.run(
@@ -478,7 +550,7 @@ def run_two_nodes(argv):
 
 
 @pytest.mark.slow
-def test_two_nodes_train_as_one(mini_place):
+def test_two_nodes_give_the_losses_of_one(mini_place):
     options = short(10)
     argv = ['dist_train.sh', SEG, '2', '--mini', '--work-dir', 'one']
     code, output = script(*argv, *options)
@@ -506,13 +578,13 @@ def test_two_nodes_train_as_one(mini_place):
         ),
     ],
 )
-def test_scripts_say_what_they_want(argv, environment, message):
+def test_scripts_explain_missing_arguments(argv, environment, message):
     code, output = script(*argv, **environment)
     assert code == 2
     assert message in output
 
 
-def test_slurm_scripts(tmp_path, monkeypatch):
+def test_slurm_scripts_pass_their_arguments_to_srun(tmp_path, monkeypatch):
     srun = tmp_path / 'srun'
     srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     srun.chmod(0o755)
@@ -543,7 +615,7 @@ def test_slurm_scripts(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not shutil.which('shellcheck'), reason='no shellcheck')
-def test_shellcheck():
+def test_scripts_pass_shellcheck():
     run = subprocess.run(
         ['shellcheck', '-x', '-P', 'SCRIPTDIR', *ROOT.glob('tools/*.sh')],
         capture_output=True,

@@ -1,6 +1,7 @@
-"""A run that was stopped and resumed sees what one never stopped sees."""
+"""Samples and steps are seeded by their position in the training."""
 
 import json
+import pickle
 import random
 import shutil
 from pathlib import Path
@@ -9,40 +10,63 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import DefaultSampler
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, MODELS
+from mmengine.registry import DATASETS, MODELS, TRANSFORMS
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import Dataset
 
-from mmefficientmod.engine.runner import build_runner
-from mmefficientmod.engine.seeding import seed_by, seed_samples
+from mmefficientmod.config.toolbox import import_toolbox
+from mmefficientmod.engine.runner import ToolRunner, build_runner
+from mmefficientmod.engine.seeding import (
+    SeededDataset,
+    build_positioned_sampler,
+    seed_by,
+)
 
 
 @DATASETS.register_module(force=True)
 class Noise(Dataset):
-    """Samples of which each generator makes a part."""
+    """Each sample has a number of each generator, and its index."""
 
-    metainfo = {}
+    def __init__(self):
+        self.metainfo = {}
+        self.pipeline = self.add_noise
+
+    @staticmethod
+    def add_noise(index):
+        noise = [torch.rand(()).item(), np.random.rand(), random.random()]
+        return torch.tensor([*noise, index])
 
     def __len__(self):
         return 6
 
     def __getitem__(self, index):
-        noise = [torch.rand(()).item(), np.random.rand(), random.random()]
-        return torch.tensor([*noise, index])
+        return self.pipeline(index)
+
+    def get_data_info(self, index):
+        """Every second image is upright."""
+        return dict(width=4 if index % 2 else 2, height=3)
+
+
+@TRANSFORMS.register_module(force=True)
+class SwitchedPipeline:
+    def __call__(self, index):
+        return torch.full((4,), 9.0)
 
 
 @MODELS.register_module(force=True)
 class Dropped(BaseModel):
-    """A model that is random itself; its losses tell all it saw."""
+    """A model with dropout, which records its losses."""
 
     def __init__(self):
         super().__init__()
         self.linear = nn.Linear(4, 1)
-        self.seen = []
+        self.inputs, self.seen = [], []
 
     def forward(self, inputs, mode):
+        self.inputs.append(torch.stack(inputs))
         dropped = nn.functional.dropout(torch.stack(inputs), 0.5)
         loss = self.linear(dropped).square().mean()
         self.seen.append(loss.item())
@@ -102,12 +126,14 @@ def config(work_dir, loop, workers, **more):
 
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('name', LOOPS)
-def test_resumed_as_never_stopped(tmp_path, name, workers):
+def test_resumed_run_has_the_losses_of_an_unstopped_run(
+    tmp_path, name, workers
+):
     loop = LOOPS[name]
     # No seed: the resumed run takes that of the checkpoint.
     whole = build_runner(config(tmp_path / 'whole', loop, workers))
     whole.train()
-    np.random.seed(1)  # whatever the state of the generators
+    np.random.seed(1)  # must not change anything
     rest = build_runner(
         config(
             tmp_path / 'rest',
@@ -123,41 +149,135 @@ def test_resumed_as_never_stopped(tmp_path, name, workers):
     assert_close(rest.model.state_dict(), whole.model.state_dict())
 
 
-def test_another_seed_sees_other_samples(tmp_path):
-    seen = []
-    for seed in (1, 1, 2):
-        runner = build_runner(
-            config(
-                tmp_path,
-                LOOPS['iterations'],
-                0,
-                randomness=dict(seed=seed),
-            )
-        )
-        loader = runner.build_dataloader(
-            dict(
-                dataset=dict(type='Noise'),
-                sampler=dict(type='DefaultSampler', shuffle=False),
-                batch_size=3,
-            ),
-            seed,
-        )
-        seen.append([sample for batch in loader for sample in batch])
-    assert_close(seen[0], seen[1])
-    assert not torch.equal(torch.stack(seen[0]), torch.stack(seen[2]))
+def build_loader(seed=0, workers=0, **options):
+    cfg = dict(
+        dataset=dict(type='Noise'),
+        sampler=dict(type='DefaultSampler', shuffle=True),
+        batch_size=2,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+    return ToolRunner.build_dataloader({**cfg, **options}, seed)
 
 
-def test_samplers_stay_what_they_are(tmp_path):
-    from mmengine.dataset import DefaultSampler
-    from torch.utils.data import DataLoader
+def samples(loader):
+    return torch.stack([sample for batch in loader for sample in batch])
 
-    loader = DataLoader(Noise(), 2, sampler=DefaultSampler(Noise(), seed=3))
-    before = list(loader.sampler)
-    seed_samples(loader, 0)
-    assert isinstance(loader.sampler, DefaultSampler)
-    assert list(loader.sampler) == before
+
+def test_samples_depend_on_the_seed():
+    options = dict(sampler=dict(type='DefaultSampler', shuffle=False))
+    first, same, other = (
+        samples(build_loader(seed, **options)) for seed in (1, 1, 2)
+    )
+    assert_close(first, same)
+    assert not (first[:, :3] == other[:, :3]).any()
+    assert_close(first[:, 3], other[:, 3])
+
+
+def test_samples_do_not_depend_on_the_number_of_workers():
+    expected = samples(build_loader())
+    for workers in (1, 2):
+        assert_close(samples(build_loader(workers=workers)), expected)
+
+
+def test_samples_differ_between_epochs():
+    loader = build_loader(sampler=dict(type='DefaultSampler', shuffle=False))
+    first = samples(loader)
     loader.sampler.set_epoch(1)
-    assert list(loader.sampler) != before
+    second = samples(loader)
+    assert not (first[:, :3] == second[:, :3]).any()
+    assert_close(first[:, 3], second[:, 3])
+
+
+@pytest.mark.parametrize('shuffle', [False, True])
+def test_order_is_that_of_the_sampler(shuffle):
+    loader = build_loader(
+        sampler=dict(type='DefaultSampler', shuffle=shuffle), seed=3
+    )
+    stock = DefaultSampler(Noise(), shuffle, seed=3)
+    assert len(loader) == 3
+    for epoch in (0, 1):
+        loader.sampler.set_epoch(epoch)
+        stock.set_epoch(epoch)
+        assert samples(loader)[:, 3].tolist() == list(stock)
+
+
+def test_every_draw_of_a_repeated_sample_is_seeded_anew():
+    import_toolbox('mmpretrain')
+    sampler = dict(type='mmpretrain.RepeatAugSampler', num_repeats=3)
+    drawn = samples(build_loader(sampler=sampler))
+    assert len(drawn[:, 3].unique()) < len(drawn)
+    assert len(drawn[:, 0].unique()) == len(drawn)
+    assert_close(samples(build_loader(sampler=sampler)), drawn)
+
+
+def test_batch_samplers_look_samples_up():
+    """MMDetection's asks the data set for the size of each image."""
+    import_toolbox('mmdet')
+    loader = build_loader(
+        batch_sampler=dict(type='mmdet.AspectRatioBatchSampler')
+    )
+    batches = [[int(s[3]) for s in batch] for batch in loader]
+    assert sorted(sum(batches, [])) == list(range(6))
+    full = [batch for batch in batches if len(batch) == 2]
+    assert [first % 2 for first, _ in full[:2]] == [
+        second % 2 for _, second in full[:2]
+    ]
+
+
+def test_video_sampler_is_not_wrapped():
+    """MMDetection's hooks and batch samplers test for its class."""
+    import_toolbox('mmdet')
+    from mmdet.datasets.base_video_dataset import BaseVideoDataset
+    from mmdet.datasets.samplers import TrackImgSampler
+
+    class Videos(BaseVideoDataset):
+        def __init__(self):
+            self.test_mode = True
+
+        def __len__(self):
+            return 2
+
+        def get_len_per_video(self, index):
+            return 3
+
+    sampler = build_positioned_sampler(
+        SeededDataset(Videos(), 0), 0, dict(type='mmdet.TrackImgSampler')
+    )
+    assert isinstance(sampler, TrackImgSampler)
+
+
+def test_hooks_exchange_the_pipeline(tmp_path):
+    """Also that of workers that go on from epoch to epoch."""
+    import_toolbox('mmdet')
+    switch = dict(
+        type='mmdet.PipelineSwitchHook',
+        switch_epoch=1,
+        switch_pipeline=[dict(type='SwitchedPipeline')],
+    )
+    cfg = config(tmp_path, LOOPS['epochs'], 1, custom_hooks=[switch])
+    runner = build_runner(cfg)
+    runner.train()
+    dataset = runner.train_dataloader.dataset
+    assert dataset.pipeline is dataset.wrapped.pipeline
+    assert dataset.pipeline is not dataset.wrapped.add_noise
+    first, later = runner.model.inputs[:3], runner.model.inputs[3:]
+    assert all(x.max() < 6 for x in first)
+    assert all(x.min() == 9 for x in later)
+
+
+def test_data_set_can_be_pickled():
+    """Some platforms send it to the workers so."""
+    dataset = build_loader().dataset
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert copy.metainfo == dataset.metainfo == {}
+    assert len(copy) == 6
+    assert not hasattr(copy, 'no_such_attribute')
+
+
+def test_data_set_given_as_an_object_is_seeded():
+    expected = samples(build_loader())
+    assert_close(samples(build_loader(dataset=Noise())), expected)
 
 
 def test_every_generator_is_seeded():
@@ -171,7 +291,7 @@ def test_every_generator_is_seeded():
 
 
 def losses(work_dir):
-    """What the log of each iteration says of the losses."""
+    """The logged losses of each iteration."""
     found = {}
     for path in Path(work_dir).glob('*/vis_data/scalars.json'):
         for line in path.read_text().splitlines():
@@ -182,8 +302,8 @@ def losses(work_dir):
     return found
 
 
-# A task a line: a config, the checkpoint of half a run and that of a whole
-# one, and what makes it short.
+# For each task: a config, the checkpoints of half a run and of a whole run,
+# and options that make it short.
 EPOCHS = ['train_cfg.max_epochs=2', 'default_hooks.checkpoint.interval=1']
 TASKS = [
     pytest.param(
@@ -211,7 +331,7 @@ TASKS = [
 
 
 @pytest.mark.parametrize(('name', 'checkpoints', 'options'), TASKS)
-def test_tasks_resumed_as_never_stopped(
+def test_resumed_task_has_the_losses_of_an_unstopped_task(
     tool, mini_place, name, checkpoints, options
 ):
     options = [
@@ -225,12 +345,12 @@ def test_tasks_resumed_as_never_stopped(
     ]
     argv = [f'mmefficientmod::{name}', '--mini', '--work-dir']
     tool('train').main([*argv, 'whole', *options])
-    # As a run leaves it that is stopped after its first checkpoint.
+    # The work dir of a run that stopped after its first checkpoint.
     half, end = checkpoints
     Path('rest').mkdir()
     shutil.copy(f'whole/{half}', 'rest')
     Path('rest/last_checkpoint').write_text(f'rest/{half}')
-    seed_by(7)  # whatever the state of the generators
+    seed_by(7)  # must not change anything
     tool('train').main([*argv, 'rest', '--resume', *options])
     whole, rest = losses('whole'), losses('rest')
     done = len(whole) // 2

@@ -1,6 +1,7 @@
-"""The command lines, on the miniature: what they do and how they refuse."""
+"""The command lines, on the miniature: their results and their errors."""
 
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -14,6 +15,9 @@ import torch
 from torch.testing import assert_close
 
 from mmefficientmod import EfficientMod, cli
+from mmefficientmod.apis.inference import build_inferencer, draw_predictions
+from mmefficientmod.datasets import DataError
+from mmefficientmod.models.backbones import efficientmod
 
 ROOT = Path(__file__).parents[1]
 CONFIG = 'mmefficientmod::seg/fpn_efficientmod_xxs_ade20k.py'
@@ -23,7 +27,7 @@ SHORT = ['train_cfg.max_iters=2', 'train_dataloader.batch_size=2']
 
 @pytest.fixture
 def workplace(tmp_path, mini_root, monkeypatch):
-    """A folder of its own, with a copy of few of the miniature's images."""
+    """An empty working directory with some images of the miniatures."""
     monkeypatch.chdir(tmp_path)
     for source in mini_root.glob('ade20k*'):
         for path in source.rglob('*'):
@@ -50,7 +54,7 @@ def train(tool, workplace):
 
 @pytest.fixture
 def checkpoint(train, workplace, tmp_path_factory):
-    """What a short training leaves; there is one for all tests."""
+    """The checkpoint of a short training, which all tests share."""
     kept = tmp_path_factory.getbasetemp() / 'short.pth'
     if not kept.is_file():
         shutil.copy(train() / 'iter_2.pth', kept)
@@ -58,7 +62,7 @@ def checkpoint(train, workplace, tmp_path_factory):
 
 
 def fails(main, argv, capsys):
-    """What a user reads when a tool refuses; nothing else but that."""
+    """The last line on stderr of a tool that ends with a user error."""
     with pytest.raises(SystemExit) as stop:
         cli.run(lambda _: main(argv))
     assert stop.value.code == 2
@@ -68,7 +72,9 @@ def fails(main, argv, capsys):
     return message
 
 
-def test_train_test_and_predict(train, tool, workplace, capsys):
+def test_segmentation_is_trained_tested_and_drawn(
+    train, tool, workplace, capsys
+):
     work_dir = train()
     checkpoint = str(work_dir / 'iter_2.pth')
     metrics = tool('test').main(
@@ -84,16 +90,33 @@ def test_train_test_and_predict(train, tool, workplace, capsys):
     assert labels.min() >= 1  # as in ADE20K's own files
 
     image = next(workplace.glob('data/mini/*/images/validation/*.jpg'))
+    capsys.readouterr()
     drawn = tool('predict').main(
         [CONFIG, checkpoint, str(image), '--out', 'drawn']
         + ['--cfg-options', 'test_pipeline.1.scale=(384,96)']
     )
     assert len(drawn) == 1
     assert cv2.imread(str(drawn[0])).shape[1] >= 128
-    assert str(drawn[0]) in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert str(drawn[0]) in printed
+    assert printed.count('Loads checkpoint') == 1
 
 
-# Two steps and two images, in as small a model as there is.
+def test_inference_from_python(checkpoint, workplace):
+    images = sorted(workplace.glob('data/mini/ade*/images/*/*.jpg'))[:2]
+    paths = [str(image) for image in images]
+    inferencer = build_inferencer(CONFIG, checkpoint, device='cpu')
+    result = inferencer(paths[0], return_datasamples=True)
+    assert result.pred_sem_seg.data.shape == (1, 96, 128)
+    first = draw_predictions(inferencer, paths[:1], 'drawn')
+    second = draw_predictions(inferencer, paths[1:], 'drawn')
+    assert len(first) == len(second) == 1
+    assert first != second  # files of an earlier call are not listed again
+    with pytest.raises(DataError, match=r'iter_2\.pth is no image'):
+        draw_predictions(inferencer, [checkpoint])
+
+
+# The smallest model, two images and one epoch.
 FEW = [
     'train_cfg.max_epochs=1',
     'train_dataloader.dataset.indices=2',
@@ -104,7 +127,7 @@ FEW = [
 
 def test_detection_is_trained_tested_and_drawn(tool, workplace, capsys):
     config = 'mmefficientmod::det/mask_rcnn_efficientmod_xxs_fpn_1x_coco.py'
-    # With the usual threshold an untrained model finds nothing.
+    # An untrained model detects nothing above the usual threshold.
     options = ['--cfg-options', *FEW, 'model.test_cfg.rcnn.score_thr=0']
     options += ['model.test_cfg.rcnn.max_per_img=3']
     options += ['model.train_cfg.rcnn.sampler.num=32']
@@ -140,7 +163,7 @@ def test_detection_is_trained_tested_and_drawn(tool, workplace, capsys):
 
 
 CONFIGS = sorted((ROOT / 'configs').glob('[!_]*/*.py'))
-# What no other test trains, one of a kind; the rest takes long.
+# Kinds of configs that no other test trains. All of them take minutes.
 FAST = ('fpn_mobilevit_s_ade20k', 'retinanet_efficientmod_s_fpn_1x_coco')
 
 
@@ -168,7 +191,8 @@ def test_every_config_is_trained(path, tool, mini_place):
     config = f'mmefficientmod::{task}/{path.name}'
     runner = tool('train').main([config, '--mini', '--cfg-options', *options])
     assert runner.iter == 1
-    state = runner.optim_wrapper.optimizer.state  # of what had a gradient
+    # The optimizer has a state for each parameter that got a gradient.
+    state = runner.optim_wrapper.optimizer.state
     for name, parameter in runner.model.backbone.named_parameters():
         assert parameter.isfinite().all(), name
         assert state.get(parameter), name
@@ -186,7 +210,7 @@ def test_classification_is_trained_tested_and_drawn(tool, workplace, capsys):
         [config, checkpoint, '--mini', '--out', 'results', *options]
     )
     assert metrics.keys() == {'accuracy/top1', 'accuracy/top5'}
-    # Also the averaged weights, which are those that are tested.
+    # The averaged weights, which the test takes, are folded as well.
     folded = tool('test').main(
         [config, checkpoint, '--mini', '--deploy', *options]
     )
@@ -216,7 +240,7 @@ def test_classification_is_trained_tested_and_drawn(tool, workplace, capsys):
     ],
 )
 def test_miniatures_are_learned(tool, workplace, name, least):
-    """The validation at the end, and the tests by one and two processes."""
+    """One and two processes reach the metrics of the last validation."""
     config = f'mmefficientmod::{name}'
     runner = tool('train').main([config, '--mini', '--work-dir', 'run'])
     last = Path('run/last_checkpoint').read_text()
@@ -239,9 +263,7 @@ def test_miniatures_are_learned(tool, workplace, name, least):
 RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 
 
-def test_a_swapped_config_is_trained_tested_and_resumed(
-    tool, workplace, capsys
-):
+def test_swapped_config_is_trained_tested_and_resumed(tool, workplace, capsys):
     torch.save(EfficientMod('xxs').state_dict(), 'weights.pth')
     argv = [RETINANET, '--mini', '--backbone', 'efficientmod_xxs']
     weights = ['--pretrained', 'weights.pth']
@@ -271,8 +293,10 @@ def test_a_swapped_config_is_trained_tested_and_resumed(
     assert again.epoch == 2
 
 
-def test_pretrained_weights_of_a_stock_backbone(tool, workplace, capsys):
-    """Also of a detector inside another model; nothing fits is an error."""
+def test_unusable_weights_for_a_stock_backbone_are_refused(
+    tool, workplace, capsys
+):
+    """Also for a detector inside another model."""
     Path('empty.pth').touch()
     torch.save({'state_dict': {'x': torch.ones(1)}}, 'other.pth')
     teacher = (
@@ -285,7 +309,7 @@ def test_pretrained_weights_of_a_stock_backbone(tool, workplace, capsys):
             assert why in fails(tool('train').main, argv, capsys)
 
 
-def test_tta(checkpoint, tool):
+def test_tta_changes_the_metrics(checkpoint, tool):
     options = ['--cfg-options', 'test_dataloader.dataset.indices=1']
     plain = tool('test').main([CONFIG, checkpoint, '--mini', *options])
     flipped = tool('test').main(
@@ -294,7 +318,7 @@ def test_tta(checkpoint, tool):
     assert plain['aAcc'] != flipped['aAcc']
 
 
-def test_deploy(checkpoint, tool, capsys):
+def test_deploy_keeps_the_metrics(checkpoint, tool, capsys):
     plain = tool('test').main([CONFIG, checkpoint, '--mini'])
     capsys.readouterr()
     folded = tool('test').main([CONFIG, checkpoint, '--mini', '--deploy'])
@@ -309,7 +333,7 @@ def test_resume_refuses_another_variant(checkpoint, tool, capsys):
     assert 'iter_2.pth does not fit' in message
 
 
-def test_pretrained_weights_arrive(train, workplace):
+def test_pretrained_weights_are_loaded(train, workplace):
     torch.manual_seed(5)
     backbone = EfficientMod('xxs')
     torch.save({'state_dict': backbone.state_dict()}, 'weights.pth')
@@ -325,7 +349,7 @@ def test_pretrained_weights_arrive(train, workplace):
     )
 
 
-def test_the_terminal_shows_progress_and_little_else(workplace):
+def test_terminal_shows_little_but_progress(workplace):
     run = subprocess.run(
         [sys.executable, ROOT / 'tools/train.py', CONFIG, '--mini']
         + ['--cfg-options', *SHORT, 'default_hooks.logger.interval=1'],
@@ -337,13 +361,14 @@ def test_the_terminal_shows_progress_and_little_else(workplace):
     lines = (run.stdout + run.stderr).splitlines()
     assert any('Iter(train) [2/2]' in x and 'eta' in x for x in lines)
     noise = ('Warning', 'warn(', 'deprecated', 'OneDL', 'Traceback')
+    noise += ('SyncBatchNorm',)
     assert not [x for x in lines if any(n in x for n in noise)]
-    # The table of classes apart: an untrained model predicts many.
+    # Without the table of classes: an untrained model predicts many.
     few = [x for x in lines if not x.startswith(('|', '+'))]
     assert len(few) < 30, run.stdout + run.stderr
 
 
-def test_missing_data(tool, workplace, capsys):
+def test_missing_data_is_a_user_error(tool, workplace, capsys):
     message = fails(tool('train').main, [CONFIG], capsys)
     assert 'data/ade/ADEChallengeData2016 does not exist' in message
     assert '--mini' in message
@@ -354,7 +379,7 @@ def test_missing_data(tool, workplace, capsys):
     'workers', [0, pytest.param(1, marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize('kind', ['images', 'annotations'])
-def test_a_broken_file(train, tool, workplace, capsys, kind, workers):
+def test_broken_file_is_named(tool, workplace, capsys, kind, workers):
     for path in workplace.glob(f'data/mini/*/{kind}/training/*'):
         path.write_bytes(b'broken')
     argv = [CONFIG, '--mini', '--cfg-options', *SHORT]
@@ -364,7 +389,7 @@ def test_a_broken_file(train, tool, workplace, capsys, kind, workers):
     assert not list(workplace.glob('work_dirs/*'))
 
 
-def test_a_label_out_of_range(tool, workplace, capsys):
+def test_file_with_a_label_out_of_range_is_named(tool, workplace, capsys):
     for path in workplace.glob('data/mini/*/annotations/training/*'):
         cv2.imwrite(str(path), cv2.imread(str(path), -1) + 180)
     argv = [CONFIG, '--mini', '--cfg-options', *SHORT]
@@ -373,7 +398,9 @@ def test_a_label_out_of_range(tool, workplace, capsys):
     assert '1 to 150' in message
 
 
-def test_a_checkpoint_of_another_variant(checkpoint, tool, workplace, capsys):
+def test_checkpoint_of_another_variant_is_refused(
+    checkpoint, tool, workplace, capsys
+):
     other = CONFIG.replace('xxs', 'xs')
     image = str(next(workplace.rglob('*.jpg')))
     before = sorted(workplace.glob('work_dirs/*'))
@@ -417,6 +444,17 @@ def test_a_checkpoint_of_another_variant(checkpoint, tool, workplace, capsys):
         ),
         (
             'train',
+            [CONFIG, '--mini', '--cfg-options', 'model.backbone.type=Mod'],
+            'error: Mod is not in the mmseg::model registry',
+        ),
+        (
+            'train',
+            [CONFIG, '--mini', '--cfg-options']
+            + ['train_dataloader.sampler.type=Mod'],
+            'error: Mod is not in the mmseg::data sampler registry',
+        ),
+        (
+            'train',
             [CONFIG, '--mini', '--resume', 'no.pth'],
             'no.pth does not exist',
         ),
@@ -429,22 +467,106 @@ def test_a_checkpoint_of_another_variant(checkpoint, tool, workplace, capsys):
         ),
     ],
 )
-def test_refusals(tool, workplace, capsys, name, argv, message):
+def test_user_error_is_one_sentence(
+    tool, workplace, capsys, name, argv, message
+):
     if torch.cuda.is_available() and 'GPU' in message:
         pytest.skip('there is a GPU')
     assert message in fails(tool(name).main, argv, capsys)
     assert not list(workplace.glob('work_dirs/*'))
 
 
-def test_predict_refuses_what_is_no_image(tool, workplace, capsys):
+def test_predict_refuses_a_file_that_is_no_image(tool, workplace, capsys):
     Path('w.pth').touch()
     Path('x.jpg').write_text('text')
     message = fails(tool('predict').main, [CONFIG, 'w.pth', 'x.jpg'], capsys)
     assert 'x.jpg is no image' in message
 
 
+@pytest.mark.parametrize('flag', ['--traceback', '--trace'])
+def test_traceback_of_a_user_error_is_shown_on_request(
+    tool, workplace, capsys, monkeypatch, flag
+):
+    monkeypatch.setattr(sys, 'argv', ['train.py', 'no/such.py', flag])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(tool('train').main)
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith('Traceback')
+    assert 'in find_config' in printed
+    assert (
+        printed.splitlines()[-1]
+        == 'error: config no/such.py does not exist in no'
+    )
+
+
+def test_bugs_of_a_model_keep_their_traceback(tool, workplace, monkeypatch):
+    """A wrong value refused by a constructor is the only user error there."""
+    argv = [CONFIG, '--mini', '--cfg-options', *SHORT]
+
+    def broken(*args, **kwargs):
+        raise error('a bug')
+
+    for method, error in (
+        ('__init__', TypeError),
+        ('__init__', KeyError),
+        ('forward', ValueError),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(efficientmod.EfficientMod, method, broken)
+            with pytest.raises(error, match='a bug'):
+                cli.run(lambda _: tool('train').main(argv))
+    # The log of a run with a bug is kept.
+    assert list(workplace.glob('work_dirs/*/*/*.log'))
+
+
+def test_interrupted_tool_exits_with_130():
+    def main(argv):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main)
+    assert stop.value.code == 130
+
+
+def test_log_files_of_other_runs_stay_open(tmp_path):
+    others = logging.getLogger('others')
+    handler = logging.FileHandler(tmp_path / 'others.log')
+    others.addHandler(handler)
+    own = logging.getLogger('own')
+
+    def fail():
+        with cli.remove_if_failed(str(tmp_path / 'run')):
+            (tmp_path / 'run').mkdir()
+            own.addHandler(logging.FileHandler(tmp_path / 'run/own.log'))
+            raise DataError('x')
+
+    try:
+        with pytest.raises(DataError):
+            fail()
+        others.error('still logged')
+    finally:
+        others.removeHandler(handler)
+        handler.close()
+    assert not (tmp_path / 'run').exists()
+    assert not own.handlers
+    assert (tmp_path / 'others.log').read_text() == 'still logged\n'
+
+
+TOOLS = sorted(path.stem for path in (ROOT / 'tools').glob('*.py'))
+
+
+@pytest.mark.parametrize('name', TOOLS)
+def test_every_tool_has_the_option_traceback(tool, name, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    with pytest.raises(SystemExit) as stop:
+        tool(name).main(['--help'])
+    assert stop.value.code == 0
+    assert '--traceback' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('name', ['train', 'test', 'predict'])
-def test_unknown_flag(tool, name):
+def test_unknown_option_is_refused(tool, name):
     with pytest.raises(SystemExit) as stop:
         tool(name).main([CONFIG, '--no-such-flag'])
     assert stop.value.code == 2

@@ -27,7 +27,8 @@ def user_message(error: BaseException | None) -> str | None:
             # with the name of the error, before the message.
             return str(error).rpartition(f'{type(error).__name__}: ')[2]
         if is_config_mistake(error):
-            message = str(error).strip('"')  # a KeyError adds quotes
+            # The text of a KeyError has quotes around its message.
+            message = error.args[0] if isinstance(error, KeyError) else error
             return f'{message} (--traceback shows where)'
         error = error.__cause__
     return None
