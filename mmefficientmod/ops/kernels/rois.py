@@ -225,7 +225,7 @@ def roi_pool_backward(
     grad_input += torch.ops.torchvision._roi_pool_backward(
         grad_output,
         rois,
-        argmax,
+        argmax.contiguous(),  # torchvision ignores its strides
         spatial_scale,
         *size,
         *grad_input.shape,
