@@ -96,7 +96,7 @@ def test_branches_are_beside_every_modulation_block():
 def test_it_is_the_sum_of_the_branches():
     context = settled(reparam=(5, 'identity')).stages[1].blocks[0].mlp.context
     x = torch.randn(2, 9, 8, 16)
-    y = x.permute(0, 3, 1, 2)
+    y = context.f(x).permute(0, 3, 1, 2)
     branch, norm = context.branches['5x5'], context.branches['identity'].norm
     out = context.conv(y) + branch.norm(branch.conv(y)) + norm(y)
     expected = context.g(nn.functional.gelu(out.permute(0, 2, 3, 1)))

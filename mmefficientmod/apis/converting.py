@@ -352,10 +352,10 @@ def fit_model(
         module, prefix, optional = backbone, '', ('norm.',)
     if isinstance(backbone, EfficientMod):
         try:
-            silent = backbone.silent_branches(weights, prefix)
+            branches = backbone.zero_branches(weights, prefix)
         except CheckpointError as error:
             raise CheckpointError(f'{path} does not fit: {error}') from None
-        weights = {**weights, **silent}
+        weights = {**weights, **branches}
     load_strictly(module, weights, path, optional)
 
 

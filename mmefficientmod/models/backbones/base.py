@@ -1,4 +1,4 @@
-"""What our own backbones share: stages, their outputs, freezing, loading."""
+"""The base of our own backbones: stages, outputs, freezing, loading."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from typing import Any
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmefficientmod.checkpoint.loading import load_pretrained, pretrained_part
+from mmefficientmod.models.layers.layout import to_nchw_view
 from mmefficientmod.models.layers.recompute import recompute
+from mmefficientmod.models.layers.tracing import is_traced
+from mmefficientmod.torch_private import BatchNorm
 
 
 class Stage(nn.Module):
-    """Downsampling (not in the first stage), then the blocks of a stage.
+    """One stage: a downsampling layer, then blocks.
 
     Args:
-        downsample: From ``(N, C_in, H, W)`` to ``(N, H', W', C)``.
-        blocks: Each from ``(N, H, W, C)`` to the same shape.
-        with_cp: Recompute each block in the backward pass.
+        downsample: ``(N, C_in, H, W) -> (N, H', W', C)``; None in the first
+            stage, which the stem precedes.
+        blocks: Each ``(N, H', W', C) -> (N, H', W', C)``.
+        with_cp: Recompute each block in the backward pass, to save memory.
     """
 
     def __init__(
@@ -40,29 +43,26 @@ class Stage(nn.Module):
         if self.downsample is not None:
             x = self.downsample(to_nchw_view(x))
         for block in self.blocks:
-            if self.with_cp and x.requires_grad:
-                x = recompute(block, x)
-            else:
-                x = block(x)
+            x = recompute(block, x) if self.with_cp else block(x)
         return x
 
 
 class PyramidBackbone(BaseModule):
-    """A stem, stages at strides 4, 8, 16, ..., and a norm behind the last.
+    """A stem, stages at strides 4, 8, 16, ..., and a norm after the last.
 
-    A subclass builds ``stem``, from ``(N, C, H, W)`` to
-    ``(N, H/4, W/4, C_0)``, as many ``stages`` as :attr:`num_built` says, and
-    ``norm`` (None without), and calls :meth:`_freeze_stages` at last.
+    A subclass builds ``stem``, ``(N, C, H, W) -> (N, H/4, W/4, C_0)``, then
+    :attr:`num_built` ``stages``, and ``norm`` (None for no norm), and calls
+    :meth:`_freeze_stages` at the end.
 
     Args:
         dims: Channels of each stage.
-        out_indices: Stages to return, in ascending order; negative ones
-            count from the last, an int stands for one.
-        final_norm: Whether there is a norm behind the last stage.
+        out_indices: Stages to return, in ascending order; negative indices
+            count from the last stage, an int selects one stage.
+        final_norm: Whether a norm follows the last stage.
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the
             first n stages.
         norm_eval: Keep batch norms in evaluation mode while training.
-        init_cfg: MMEngine's.
+        init_cfg: MMEngine's; see :meth:`init_weights`.
 
     Attributes:
         out_channels: Channels of each returned level.
@@ -98,9 +98,9 @@ class PyramidBackbone(BaseModule):
 
     @property
     def num_built(self) -> int:
-        """Stages up to the last of ``out_indices``.
+        """Number of stages that are built: up to the last in ``out_indices``.
 
-        What no output depends on is not built: it would never get a
+        No output depends on later stages. Their parameters would never get a
         gradient, which distributed training refuses.
         """
         return self.out_indices[-1] + 1
@@ -126,24 +126,34 @@ class PyramidBackbone(BaseModule):
         self._is_init = True
 
     def _rename_keys(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights under the names of others to ours."""
+        """Rename weights from other projects to the names of this module."""
         return dict(weights)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """``(N, C, H, W)`` to one ``(N, C_i, H_i, W_i)`` a level."""
+        """``(N, C, H, W)`` to one ``(N, C_i, H_i, W_i)`` for each level.
+
+        Raises:
+            ValueError: If ``x`` is not a batch of images of the right
+                channels.
+        """
+        # The stem's own number, as a user may have replaced its convolution.
+        proj = getattr(self.stem, 'proj', None)
+        check_images(
+            x, getattr(proj, 'in_channels', None), type(self).__name__
+        )
         outs = []
         x = self.stem(x)
         for i, stage in enumerate(self.stages):
             x = stage(x)
             if i in self.out_indices:
-                last = i == len(self.stages) - 1
-                normalise = last and self.norm is not None
-                out = self._normalise(x) if normalise else x
+                is_last = i == len(self.stages) - 1
+                has_norm = is_last and self.norm is not None
+                out = self._final_norm(x) if has_norm else x
                 outs.append(to_nchw_view(out).contiguous())
         return tuple(outs)
 
-    def _normalise(self, x: Tensor) -> Tensor:
-        """The norm behind the last stage, ``(N, H, W, C)`` to the same."""
+    def _final_norm(self, x: Tensor) -> Tensor:
+        """The norm after the last stage, ``(N, H, W, C) -> (N, H, W, C)``."""
         return self.norm(x)
 
     def get_layer_depth(
@@ -151,9 +161,10 @@ class PyramidBackbone(BaseModule):
     ) -> tuple[int, int]:
         """The depth of a parameter, for layer-wise learning-rate decay.
 
-        The stem is layer 0; a stage is one layer, and the deep third stage
-        one for every three blocks, as ConvNeXt's recipes count, so that
-        their decay rates suit. Final norm and heads are the last layer.
+        The stem is layer 0. Each stage is one layer, but three blocks of the
+        deep third stage are one layer. ConvNeXt's recipes count like this,
+        so that their decay rates suit. Final norm and heads are the last
+        layer.
 
         Args:
             param_name: Name of the parameter in the whole model.
@@ -180,11 +191,11 @@ class PyramidBackbone(BaseModule):
         return depth, num_layers
 
     def train(self, mode: bool = True) -> PyramidBackbone:
-        """Set the mode; what is frozen stays in evaluation mode."""
+        """Set the mode; frozen stages stay in evaluation mode."""
         super().train(mode)
         self._freeze_stages()
         if mode and self.norm_eval:
-            keep_statistics(self)
+            eval_batch_norms(self)
         return self
 
     def _freeze_stages(self) -> None:
@@ -198,24 +209,53 @@ class PyramidBackbone(BaseModule):
             module.requires_grad_(False)
 
 
-def to_nchw_view(x: Tensor) -> Tensor:
-    """``(N, H, W, C) -> (N, C, H, W)``, the same memory."""
-    return x.permute(0, 3, 1, 2)
+def check_images(x: Any, channels: int | None, model: str) -> None:
+    """Raise one sentence if the input of a backbone is no batch of images.
 
+    Does nothing while the model is traced.
 
-def to_nhwc(x: Tensor) -> Tensor:
-    """``(N, C, H, W) -> (N, H, W, C)``, contiguous.
+    Args:
+        x: The input.
+        channels: Channels that the model reads; None if that is unknown.
+        model: Name of the model, for the message.
 
-    A copy only where the convolution did not answer in the layout that it
-    was asked in. It must be contiguous for the GELU behind it: with torch
-    2.1 on a CPU, GELU's backward returns garbage where gradient and
-    activation differ in layout.
+    Raises:
+        ValueError: If the input is not a floating-point tensor
+            ``(N, C, H, W)`` with these channels.
     """
-    return x.permute(0, 2, 3, 1).contiguous()
+    if is_traced(x):
+        return
+    wanted = f'(N, {"C" if channels is None else channels}, H, W)'
+    expects = f'{model} expects a batch of images, a tensor {wanted}'
+    if not isinstance(x, Tensor):
+        raise ValueError(f'{expects}, and was given {type(x).__name__}')
+    shape = tuple(x.shape)
+    if x.ndim != 4:
+        hint = ': add the batch dimension, as in image[None]'
+        raise ValueError(
+            f'{expects}, and was given the shape {shape}'
+            + (hint if x.ndim == 3 else '')
+        )
+    if channels is not None and shape[1] != channels:
+        hint = (
+            'move the channels to the front, as in images.permute(0, 3, 1, 2)'
+            if shape[3] == channels
+            else f'build it with in_channels={shape[1]}, or convert the images'
+        )
+        raise ValueError(f'{expects}, and was given the shape {shape}: {hint}')
+    if not x.is_floating_point():
+        raise ValueError(
+            f'{expects} of floating-point numbers, and was given {x.dtype}: '
+            'convert it, as in images.float(), and normalise it as in '
+            'training'
+        )
 
 
 def init_linear(module: nn.Module) -> None:
-    """Truncated normal (0.02), zero bias for a linear layer; others stay."""
+    """Truncated normal (0.02) and zero bias for a linear layer.
+
+    Other modules stay as they are; for ``nn.Module.apply``.
+    """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -223,13 +263,13 @@ def init_linear(module: nn.Module) -> None:
 
 
 def drop_path_rates(last: float, num_blocks: int) -> Iterator[float]:
-    """Stochastic depth of each block, rising linearly from 0 to ``last``.
+    """The drop path rate of each block, rising linearly from 0 to ``last``.
 
     Raises:
-        ValueError: If ``last`` is no probability below 1.
+        ValueError: If ``last`` is not a probability below 1.
     """
     if not 0 <= last < 1:
-        raise ValueError(f'drop_path_rate={last} is no probability below 1')
+        raise ValueError(f'drop_path_rate={last} is not a probability below 1')
     return iter(torch.linspace(0, last, num_blocks).tolist())
 
 
@@ -246,11 +286,12 @@ def parse_variant(
         arch: Name of a variant, or its settings.
         variants: Settings by name; all have the same keys.
         model: Name of the backbone, for messages.
-        per_stage: Keys with as many values as there are ``dims``.
-        defaults: What a dict may leave out.
+        per_stage: Keys with one value for each of ``dims``.
+        defaults: Values of the keys that a dict may leave out.
 
     Raises:
-        ValueError: Naming what is wrong and what is possible.
+        ValueError: For an unknown name, missing or unknown keys, or a wrong
+            number of values; the message lists the possible ones.
     """
     keys = list(next(iter(variants.values())))
     if isinstance(arch, str):
@@ -275,7 +316,7 @@ def parse_variant(
             raise ValueError(
                 f'the arch dict of {model} has {len(settings["dims"])} '
                 f'dims but {len(settings[key])} {key}; each needs one value '
-                'a stage'
+                'for each stage'
             )
     return settings
 
@@ -286,10 +327,11 @@ def check_stages(
     frozen_stages: int,
     final_norm: bool,
 ) -> None:
-    """See that there is what is to be frozen and normalised.
+    """Check options against the number of stages.
 
     Raises:
-        ValueError: If there is not.
+        ValueError: If ``frozen_stages`` is out of range, or ``final_norm`` is
+            set for a last stage that ``out_indices`` leaves out.
     """
     if not -1 <= frozen_stages <= num_stages:
         raise ValueError(
@@ -303,10 +345,10 @@ def check_stages(
         )
 
 
-def keep_statistics(module: nn.Module) -> None:
+def eval_batch_norms(module: nn.Module) -> None:
     """Put the batch norms of a module into evaluation mode."""
     for norm in module.modules():
-        if isinstance(norm, _BatchNorm):
+        if isinstance(norm, BatchNorm):
             norm.eval()
 
 
@@ -315,8 +357,14 @@ def parse_out_indices(
 ) -> tuple[int, ...]:
     """Stage indices as ascending numbers from 0.
 
+    Args:
+        out_indices: Indices from 0, or from -1 for the last stage.
+        num_stages: Number of stages.
+        model: Name of the backbone, for messages.
+
     Raises:
-        ValueError: For none, one out of range or a wrong order.
+        ValueError: If there is no index, one is out of range, or they are
+            not in ascending order.
     """
     if isinstance(out_indices, int):
         out_indices = (out_indices,)

@@ -2,8 +2,9 @@
 
 Paper: Pan et al., "EdgeViTs: Competing Light-weight CNNs on Mobile Devices
 with Vision Transformers", ECCV 2022, https://arxiv.org/abs/2205.03436. The
-authors' code, whose parameters and multiply-adds this file has, is
-https://github.com/saic-fi/edgevit (Apache-2.0); it links no weights.
+authors' code is https://github.com/saic-fi/edgevit (Apache-2.0). It links no
+weights, so that only parameters and multiply-adds were compared: they are
+equal.
 
 As in EfficientMod, tensors inside a stage are channels-last,
 ``(N, H, W, C)``. A 1x1 convolution is a linear layer there.
@@ -25,14 +26,15 @@ from mmefficientmod.models.backbones.base import (
     drop_path_rates,
     init_linear,
     parse_variant,
-    to_nchw_view,
-    to_nhwc,
 )
-from mmefficientmod.models.layers.memory_efficient import gelu_linear
+from mmefficientmod.models.layers.attention import self_attention
+from mmefficientmod.models.layers.fast_path import FastPath, mlp
+from mmefficientmod.models.layers.layout import to_nchw_view, to_nhwc
+from mmefficientmod.models.layers.tracing import is_traced
 from mmefficientmod.registry import MODELS
 
-# One line a variant. Of each window of sr_ratio x sr_ratio positions one
-# takes part in the attention of a stage.
+# One line for each variant. One position of each window of
+# sr_ratio x sr_ratio positions takes part in the attention of a stage.
 ARCHS: dict[str, dict[str, Any]] = {
     'xxs': dict(
         dims=(36, 72, 144, 288), depths=(1, 1, 3, 2), head_dim=36,
@@ -48,7 +50,7 @@ MLP_RATIO = 4
 
 
 class PatchEmbed(nn.Module):
-    """Convolution of patches that do not overlap, and LayerNorm.
+    """``LayerNorm(Conv(x))``, of patches that do not overlap.
 
     Args:
         in_channels: Channels of the input.
@@ -67,16 +69,23 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, H, W) -> (N, ceil(H/s), ceil(W/s), C_out)``.
 
-        What a last patch lacks at the bottom and on the right is 0.
+        Incomplete patches at the bottom and on the right are padded with 0.
         """
         bottom, right = -x.shape[-2] % self.stride, -x.shape[-1] % self.stride
-        if bottom or right:
+        # Padding by 0 copies the image; while traced, the size is unknown.
+        if is_traced(x) or bottom or right:
             x = F.pad(x, (0, right, 0, bottom))
         return self.norm(to_nhwc(self.proj(x)))
 
 
 class Mlp(nn.Module):
-    """Linear layer, GELU, linear layer; at each position by itself."""
+    """``fc2(GELU(fc1(x)))`` at each position.
+
+    Args:
+        dim: Channels C.
+    """
+
+    fast_path = FastPath(mlp)
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -85,19 +94,21 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., C) -> (..., C)``."""
-        return gelu_linear(self.fc1(x), self.fc2)
+        if self.fast_path.may_run(self, x):
+            return self.fast_path(self, x)
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class LocalAggregation(nn.Module):
-    """Gathers a neighbourhood in each position, by convolutions.
+    """Each position gathers its neighbourhood, by convolutions.
 
-    Depth-wise 3x3 in place of a position embedding; 1x1, depth-wise 5x5 and
-    1x1 without activations between them; an MLP. Each is added to its input,
-    the latter two after a BatchNorm.
+    Three residual steps: a depth-wise 3x3 convolution in place of a position
+    embedding; ``fc2(DWConv5x5(fc1(BN(x))))``; ``mlp(BN(x))``.
 
     Args:
         dim: Channels C.
-        drop_path: Probability of dropping one of the latter for a sample.
+        drop_path: Probability of dropping the second or the third step for a
+            sample.
     """
 
     def __init__(self, dim: int, drop_path: float) -> None:
@@ -120,12 +131,12 @@ class LocalAggregation(nn.Module):
 
 
 class SparseAttention(nn.Module):
-    """Global sparse attention, and propagation to where it was not computed.
+    """Global attention among a few positions, spread over all.
 
-    Multi-head attention among delegates, the top-left position of each
-    window. A depth-wise transposed convolution spreads what they learned over
-    their windows, and a LayerNorm follows; where a window is one position,
-    there is neither.
+    Multi-head attention among the delegates: the top-left position of each
+    window. A depth-wise transposed convolution spreads their outputs over
+    their windows, and a LayerNorm follows. If a window is one position, there
+    is neither.
 
     Args:
         dim: Channels C.
@@ -147,18 +158,15 @@ class SparseAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """``(N, H, W, C)``, before the norm, to ``(N, H, W, C)``.
+        """``(N, H, W, C) -> (N, H, W, C)``, for ``norm(x)``.
 
-        The windows at the bottom and on the right may be cut off.
+        The windows at the bottom and on the right may be cut off. LayerNorm
+        is per position, so only the delegates are normalised.
         """
-        height, width = x.shape[1:3]
-        # The norm goes by position: it is enough to have it of delegates.
+        height, width = x.shape[1], x.shape[2]
         x = x[:, :: self.sr_ratio, :: self.sr_ratio]
         qkv = self.qkv(norm(x)).flatten(1, 2)
-        qkv = qkv.unflatten(-1, (3, -1, self.head_dim))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (N, heads, L, d)
-        out = F.scaled_dot_product_attention(q, k, v)
-        out = out.transpose(1, 2).reshape(x.shape)
+        out = self_attention(qkv, self.head_dim).reshape(x.shape)
         if self.spread is not None:
             out = self.spread(to_nchw_view(out))[:, :, :height, :width]
             out = self.norm(to_nhwc(out))
@@ -171,8 +179,8 @@ class Block(nn.Module):
     Args:
         dim: Channels C.
         head_dim: Channels of a head.
-        sr_ratio: Side of a window of the attention. There is no local
-            aggregation where it is 1.
+        sr_ratio: Side of a window of the attention. If it is 1, there is no
+            local aggregation.
         drop_path: Probability of dropping a branch for a sample.
     """
 
@@ -189,9 +197,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-        # Not in the local aggregation: what is a 1x1 convolution in the
-        # authors' code keeps PyTorch's initialisation, which is the same for
-        # a linear layer.
+        # Not in the local aggregation: its linear layers are 1x1 convolutions
+        # in the authors' code, which keep PyTorch's initialisation. PyTorch
+        # initialises a linear layer alike.
         self.attn.apply(init_linear)
         self.mlp.apply(init_linear)
 
@@ -212,37 +220,37 @@ class EdgeViT(PyramidBackbone):
     any size gives, for each level in ``out_indices``, a contiguous
     ``(N, dims[i], ceil(H / stride), ceil(W / stride))``.
 
-    The authors' code takes multiples of 32, for which this is the same
-    network. Else, patches at the bottom and on the right are completed with
-    zeros, of the image or of the feature map that they are cut from, and
-    what the windows of the attention have beyond the map is cut off. To pad
-    the image to a multiple of 32 instead would cost more and let positions
-    without an image take part in the attention.
+    For multiples of 32 this is the network of the authors' code, which takes
+    no other sizes. For others, incomplete patches of the image or of a
+    feature map are padded with zeros at the bottom and on the right, and the
+    windows of the attention are cut off at the edge of the map. Padding the
+    image to a multiple of 32 instead would cost more, and positions outside
+    the image would take part in the attention.
 
     Args:
         arch: Name of a variant (``xxs``, ``xs``, ``s``) or a dict with the
-            keys ``dims``, ``depths``, ``head_dim`` (channels of a head, of
-            which dims are multiples) and ``sr_ratios`` (side of a window of
-            the sparse attention, for each stage).
+            keys ``dims``, ``depths``, ``head_dim`` (channels of a head; each
+            of ``dims`` is a multiple of it) and ``sr_ratios`` (side of a
+            window of the sparse attention, for each stage).
         in_channels: Channels of the image. Default: 3.
         out_indices: Stages to return, 0 to 3 or -4 to -1, in ascending
-            order; an int for one. Stages beyond the last are not built.
-            Default: all four.
+            order; an int selects one stage. Stages after the last of them
+            are not built. Default: all four.
         drop_path_rate: Stochastic depth of the last block, rising linearly
             from 0 at the first. Default: 0.
-        final_norm: BatchNorm on the output of the last stage, which
+        final_norm: Apply a BatchNorm to the output of the last stage, as
             classification needs. Default: False.
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the
-            first n stages: no gradient and evaluation mode. Default: -1.
+            first n stages: no gradients, and evaluation mode. Default: -1.
         norm_eval: Keep batch norms in evaluation mode while training.
             Default: False.
         with_cp: Recompute each block in the backward pass to save memory.
             Default: False.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads a
             checkpoint of this project strictly; see
-            :func:`mmefficientmod.checkpoint.load_pretrained`. Those of
-            others do not fit: the authors publish none, and the names in
-            their code are not known here.
+            :func:`mmefficientmod.checkpoint.load_pretrained`. Checkpoints of
+            other projects do not fit: the authors publish none, and the names
+            in their code are not known here.
 
     Attributes:
         out_channels: Channels of each returned level.
@@ -288,27 +296,40 @@ class EdgeViT(PyramidBackbone):
         self.norm = nn.BatchNorm2d(dims[-1]) if final_norm else None
         self._freeze_stages()
 
-    def _normalise(self, x: Tensor) -> Tensor:
+    def _final_norm(self, x: Tensor) -> Tensor:
         return in_nchw(x, self.norm)
 
 
 def depthwise_layer(dim: int, kernel_size: int) -> nn.Conv2d:
-    """A depth-wise convolution that keeps the size."""
+    """A depth-wise convolution that keeps the size.
+
+    Args:
+        dim: Channels C.
+        kernel_size: Side of the kernel; odd.
+    """
     return nn.Conv2d(
         dim, dim, kernel_size, padding=kernel_size // 2, groups=dim
     )
 
 
 def in_nchw(x: Tensor, module: nn.Module) -> Tensor:
-    """What a convolution or BatchNorm2d gives for ``(N, H, W, C)``."""
+    """Apply a convolution or a BatchNorm2d to ``(N, H, W, C)``.
+
+    Returns:
+        ``(N, H', W', C')``.
+    """
     return to_nhwc(module(to_nchw_view(x)))
 
 
 def parse_arch(arch: str | Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a variant, checked.
 
+    Args:
+        arch: Name of a variant, or a dict of settings.
+
     Raises:
-        ValueError: Naming what is wrong and what is possible.
+        ValueError: For an unknown variant or wrong settings; the message
+            lists the possible ones.
     """
     settings = parse_variant(
         arch, ARCHS, 'EdgeViT', per_stage=('depths', 'sr_ratios'), defaults={}

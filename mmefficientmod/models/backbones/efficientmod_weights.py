@@ -1,14 +1,29 @@
-"""The names of EfficientMod's weights: ours, the authors', and of branches."""
+"""EfficientMod's weights: their names, loading, merging and folding."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import Tensor
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
 
-from mmefficientmod.models.layers.reparam import kinds_of
+from mmefficientmod.checkpoint.reading import CheckpointError
+from mmefficientmod.models.layers.deploy import (
+    Deployable,
+    fold_norm,
+    fold_scale,
+)
+from mmefficientmod.models.layers.plain import is_plain
+from mmefficientmod.models.layers.reparam import (
+    ParallelBranches,
+    Reparameterisable,
+    kinds_of,
+)
+
+ModuleT = TypeVar('ModuleT', bound='EfficientModWeights')
 
 # The authors' names. Their downsampling ends a stage, ours begins the next.
 OFFICIAL_NAMES: tuple[tuple[str, Any], ...] = (
@@ -22,14 +37,14 @@ OFFICIAL_NAMES: tuple[tuple[str, Any], ...] = (
     (r'\.context_layer\.context_list\.0\.', '.context.conv.'),
     (r'\.context_layer\.', '.context.'),
 )
-# What stands in the names of branches between block and branch.
+# Infix of branch parameter names: `<block>.mlp.context.branches.<branch>`.
 BRANCHES = '.context.branches.'
 
 
 def rename_official_keys(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under the authors' names to ours, one to one.
+    """Rename weights from the authors' names to ours, one to one.
 
-    Names that are ours already, or nobody's, stay as they are.
+    Other names, ours included, stay as they are.
     """
     renamed = {}
     for key, value in weights.items():
@@ -41,12 +56,182 @@ def rename_official_keys(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def reparam_of(names: Iterable[str]) -> tuple[int | str, ...]:
-    """The ``reparam`` of a model, from the names of its tensors."""
+    """The option ``reparam`` of a model, from the names of its tensors."""
     found = {k.partition(BRANCHES)[2].partition('.')[0] for k in names}
     return kinds_of(found - {''})
 
 
+class EfficientModWeights(Deployable):
+    """The part of EfficientMod that handles its weights.
+
+    It gives the modulation blocks their parallel branches, starts these from
+    weights of a plain variant, merges them, and folds the model for
+    inference.
+
+    Attributes:
+        reparam: The branches that the model has; none after they were merged.
+    """
+
+    stages: nn.ModuleList
+    num_stages: int
+    num_built: int
+    reparam: tuple[int | str, ...]
+    _branch_keys: set[str]
+
+    def _contexts(self) -> list[Reparameterisable]:
+        return [m for m in self.modules() if isinstance(m, Reparameterisable)]
+
+    def _add_branches(self, reparam: tuple[int | str, ...]) -> None:
+        """Add branches to each modulation block.
+
+        Raises:
+            ValueError: If there is no modulation block.
+        """
+        contexts = self._contexts() if reparam else []
+        if reparam and not contexts:
+            raise ValueError(
+                f'reparam={reparam} is for modulation blocks, whose 7x7 '
+                'convolution gets parallel branches, and this arch has none '
+                '(MBConv and attention blocks take no branches)'
+            )
+        for context in contexts:
+            context.branches = ParallelBranches(
+                context.conv.in_channels, reparam
+            )
+        self.reparam = reparam
+        # Recorded before wrappers such as LoRA rename them.
+        self._branch_keys = {k for k in self.state_dict() if BRANCHES in k}
+
+    def _rename_keys(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The authors' weights under our names, with branches if needed."""
+        weights = rename_official_keys(weights)
+        return weights | self.zero_branches(weights)
+
+    def zero_branches(
+        self, weights: Mapping[str, Tensor], prefix: str = ''
+    ) -> dict[str, Tensor]:
+        """Branch weights that weights of a plain variant lack.
+
+        Args:
+            weights: Weights of a plain variant, or of a variant with the same
+                branches as this model.
+            prefix: Prefix of this model's names in the weights.
+
+        Returns:
+            Weights of branches that give zero, as their batch norms have
+            weight and bias 0; empty if the weights have branches.
+
+        Raises:
+            CheckpointError: If the weights have other branches than the
+                model.
+        """
+        not_built = tuple(
+            f'stages.{i}.' for i in range(self.num_built, self.num_stages)
+        )
+        given = {
+            k.removeprefix(prefix)
+            for k in weights
+            if k.startswith(prefix) and BRANCHES in k
+        }
+        given = {k for k in given if not k.startswith(not_built)}
+        if given == self._branch_keys:
+            return {}
+        if given:
+            raise CheckpointError(_branches_differ(given, self._branch_keys))
+        branches = {}
+        own = self.state_dict()
+        for key in self._branch_keys:
+            block, _, part = key.partition(BRANCHES)
+            if f'{prefix}{block}.context.conv.weight' in weights:
+                value = own[key]
+                if '.norm.' in part:
+                    is_variance = part.endswith('running_var')
+                    value = torch.full_like(value, int(is_variance))
+                branches[prefix + key] = value
+        if branches:
+            print_log(
+                'the weights are those of a plain EfficientMod: its parallel '
+                'branches start at zero',
+                logger='current',
+            )
+        return branches
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any
+    ) -> None:
+        # A folded model refuses training weights itself, see Deployable.
+        if not self.deployed:
+            state_dict.update(self.zero_branches(state_dict, prefix))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def merge_branches(self: ModuleT) -> ModuleT:
+        """Merge the branches of ``reparam`` into the 7x7 convolutions.
+
+        The result is a plain variant, which can be trained further. Its
+        outputs in evaluation mode are unchanged.
+
+        Returns:
+            The module itself.
+
+        Raises:
+            RuntimeError: If a convolution is more than its weights or has a
+                hook, or a norm is not a batch norm. Nothing is changed then.
+        """
+        contexts = self._contexts()
+        for context in contexts:
+            if context.branches is not None:
+                context.branches.check_mergeable(context.conv)
+        for context in contexts:
+            context.merge_branches()
+        self.reparam, self._branch_keys = (), set()
+        return self
+
+    def fold(self) -> None:
+        """Fold branches, norms and layer scales into their neighbours.
+
+        The branches of ``reparam`` go into the convolutions beside them, the
+        affine parts of the norms into the layers that read them, and each
+        layer scale into the linear layer before it.
+
+        Raises:
+            RuntimeError: If one of these layers is more than its weights,
+                such as a LoRA or a quantised layer, or has a hook. Nothing is
+                changed then.
+        """
+        blocks = [block for stage in self.stages for block in stage.blocks]
+        folded = {block: _folded_layers(block) for block in blocks}
+        for pairs, scaled in folded.values():
+            layers = [x for norm, linears in pairs for x in (norm, *linears)]
+            for layer in (*layers, *scaled):
+                if not is_plain(layer):
+                    raise RuntimeError(
+                        'switch_to_deploy() folds plain layers, and this '
+                        f'{type(layer).__name__} is more than its weights, or '
+                        'has a hook; merge it or take the hook off first'
+                    )
+        self.merge_branches()
+        for block, (pairs, scaled) in folded.items():
+            for norm, linears in pairs:
+                fold_norm(norm, *linears)
+            for linear in scaled:
+                fold_scale(linear, block.gamma)
+                block.gamma = None
+
+
+def _folded_layers(
+    block: nn.Module,
+) -> tuple[list[tuple[nn.Module, list[nn.Module]]], list[nn.Module]]:
+    """Each norm with the layers that read it, and the layers to be scaled."""
+    pairs = [
+        (block.get_submodule(norm), [block.get_submodule(x) for x in linears])
+        for norm, linears in block.layers_after_norm.items()
+    ]
+    has_scale = getattr(block, 'gamma', None) is not None
+    return pairs, [block.mlp.fc2] if has_scale else []
+
+
 def _branches_differ(given: set[str], own: set[str]) -> str:
+    """The message where the branches of weights and model differ."""
     kinds = reparam_of(given)
     if not own:
         return (

@@ -6,10 +6,10 @@ Transformers for MobileNet Size and Speed", ICCV 2023,
 https://arxiv.org/abs/2212.08059. The networks are timm's.
 
 Their attention adds a trained bias for each offset between two positions,
-from a table made for one size of image. Here the table is resized to the
-feature map at hand. At the size that it was trained for nothing is resized,
-and outputs are timm's, bit for bit; names and shapes of the weights are timm's
-as well. How accurate a trained network is with a resized table is not known:
+from a table that was trained for one image size. Here the table is resized to
+the size of the feature map. At the size of the training nothing is resized,
+and outputs are timm's, bit for bit. Names and shapes of the weights are
+timm's. How accurate a trained network is with a resized table is not known:
 nobody published it, and the authors' dense models trained other tables.
 
 Importing this module needs timm.
@@ -27,23 +27,24 @@ from torch import Tensor, nn
 
 
 def run_at_any_size(model: nn.Module) -> None:
-    """Have the attention of an EfficientFormer follow the feature map.
+    """Let the attention of an EfficientFormer run on any feature map.
 
-    Other models are left alone. Height and width of the image must be
+    Other models stay as they are. Height and width of the image must be
     multiples of 32.
 
     Args:
         model: A model of timm, changed in place.
     """
     for module in model.modules():
-        # Another class for the same object: parameters, names and hooks stay.
+        # The same object with another class keeps parameters and hooks.
         module.__class__ = ANY_SIZE.get(type(module), type(module))
 
 
 class Channels2Last(v1.Flat):
-    """Begins the attention of v1: a map, where timm has a list of positions.
+    """The layer before v1's attention blocks; it keeps height and width.
 
-    The layers behind it read the last dimension alone.
+    timm flattens the positions here. The layers after it read only the last
+    dimension, so that they take both.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ class Attention2d(v2.Attention2d):
 
 
 class Attention2dDownsample(v2.Attention2dDownsample):
-    """The attention that halves the resolution in V2: fewer queries."""
+    """V2's attention with a query for every second row and column."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, H, W) -> (N, C_out, H / 2, W / 2)``."""
@@ -126,25 +127,26 @@ def relative_bias(
 ) -> Tensor:
     """The bias of each query for each key, from the table of offsets.
 
-    The table holds distances from 0 to one less than the size that it was
-    trained for. It is stretched so that its first entry stays that of no
-    distance at all and its last that of the farthest one. Nothing is kept
-    from call to call: of a large image, the biases would take much memory,
-    and making them is cheap beside the attention.
+    The table holds the biases for distances from 0 to R - 1, with R the size
+    of its training. It is resized so that the first entry is still that of
+    distance 0 and the last that of the largest distance. The result is not
+    cached: for a large image it would take much memory, and computing it is
+    cheap compared with the attention.
 
     Args:
         table: ``(heads, R0 * R1)``.
-        trained: The size R0, R1 of the map that the table was trained for.
-        size: Height and width of the map of the keys.
-        stride: Distance of the queries on that map. Default: 1, a query for
-            each key.
+        trained: Height R0 and width R1 of the map that the table was trained
+            for, in positions.
+        size: Height and width of the map of the keys, in positions.
+        stride: Distance between queries on that map, in positions. Default:
+            1, a query for each key.
 
     Returns:
         ``(heads, queries, keys)``.
     """
     table = table.unflatten(1, trained)
     if tuple(size) != tuple(trained):
-        # Not every device interpolates in half precision.
+        # In float32: not every device interpolates in half precision.
         exact = torch.promote_types(table.dtype, torch.float32)
         table = F.interpolate(
             table[None].to(exact), size, mode='bicubic', align_corners=True

@@ -1,10 +1,10 @@
 """Any pyramid of timm as a backbone of the three toolboxes.
 
 timm (https://github.com/huggingface/pytorch-image-models) has hundreds of
-classifiers and a common way to ask them for their intermediate features. Here
-they become backbones as OpenMMLab expects them: a tuple of levels at strides
-4, 8, 16 and 32 for an image of any size, options for training, and weights
-that fit or are refused.
+classifiers, and one method that returns the intermediate features of each.
+Here they become backbones as OpenMMLab expects them: a tuple of levels at
+strides 4, 8, 16 and 32 for an image of any size, options for training, and
+weights that fit completely or are refused.
 """
 
 from __future__ import annotations
@@ -18,59 +18,60 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule, initialize
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmefficientmod.checkpoint.loading import load_pretrained, pretrained_part
 from mmefficientmod.checkpoint.reading import CheckpointError, read_checkpoint
 from mmefficientmod.messages import did_you_mean
 from mmefficientmod.models.backbones.base import (
+    check_images,
     check_stages,
-    keep_statistics,
+    eval_batch_norms,
     parse_out_indices,
 )
-from mmefficientmod.models.layers.deploy import Foldable
+from mmefficientmod.models.layers.deploy import Deployable
 from mmefficientmod.registry import MODELS
+from mmefficientmod.torch_private import BatchNorm
 
 STRIDES = (4, 8, 16, 32)
 
 
 @ROOT_MODELS.register_module()
 @MODELS.register_module()
-class TimmPyramid(Foldable, BaseModule):
+class TimmPyramid(Deployable, BaseModule):
     """A pyramid of features from a classifier of timm.
 
-    Four levels at strides 4, 8, 16 and 32, found by the strides that timm
-    states for its features; a level at stride 2 is left out. An input of
+    Four levels at strides 4, 8, 16 and 32, chosen by the strides that timm
+    states for its features. A level at stride 2 is left out. An input of
     ``(N, C, H, W)`` of any size gives, for each level in ``out_indices``, a
     contiguous ``(N, C_i, ceil(H / stride), ceil(W / stride))``.
 
-    Some models drop the last rows and columns of a size that they do not
-    divide, some round them up, some fail. Which sizes a model takes as they
-    are is found by trying when it is built; for others, the image is padded
-    with zeros on the right and at the bottom and the levels are cropped.
+    If an image's size is not a multiple of the stride, some models drop the
+    last rows and columns, some round up, and some fail. The constructor tries
+    which sizes the model rounds up. Other images are padded with zeros on the
+    right and at the bottom, and the levels are cropped.
 
-    EfficientFormer and EfficientFormerV2, which timm has for one size of image
-    alone, run at any size; see
+    EfficientFormer and EfficientFormerV2, which timm has for one image size
+    only, run at any size; see
     :mod:`mmefficientmod.models.backbones.timm_efficientformer`.
 
-    The layers are timm's and are called as in timm, below ``timm_model``. What
-    no output depends on (head, later stages) is not kept.
+    The layers are timm's, under timm's names, below ``timm_model``. Layers
+    that no output depends on (head, later stages) are removed.
 
     Args:
-        model_name: Its name in timm, such as ``repvit_m1_1``, with a tag of
-            weights or without.
+        model_name: The model's name in timm, such as ``repvit_m1_1``, with or
+            without a tag of weights.
         in_channels: Channels of the image. Default: 3.
         out_indices: Levels to return, 0 to 3 or -4 to -1, in ascending order;
-            an int for one. Default: all four.
-        drop_path_rate: Stochastic depth, as timm spreads it. Default: the
-            model's own.
-        final_norm: Let the last level go through the norm that timm's
-            classifier has behind its last stage. Models whose classifier has
-            none there stay as they are. Default: False.
-        frozen_stages: -1 freezes nothing, 0 what lies before the stage of
-            level 0, n the stages of the first n levels as well: no gradient
+            an int selects one level. Default: all four.
+        drop_path_rate: Stochastic depth, distributed over the blocks by timm.
+            Default: the model's own.
+        final_norm: Apply the norm that timm's classifier has after its last
+            stage to the last level. No effect on models without such a norm.
+            Default: False.
+        frozen_stages: -1 freezes nothing, 0 the layers before the stage of
+            level 0, n the stages of the first n levels as well: no gradients,
             and evaluation mode. Default: -1.
-        norm_eval: Keep batch norms in evaluation mode while training.
+        norm_eval: Keep batch norms in evaluation mode during training.
             Default: False.
         with_cp: Recompute blocks or stages, as timm divides the model, in the
             backward pass to save memory. Batch norms then count each batch
@@ -80,15 +81,16 @@ class TimmPyramid(Foldable, BaseModule):
             strictly, see :func:`mmefficientmod.checkpoint.load_pretrained`:
             a file of timm's classifier of this name; a checkpoint of MMEngine
             whose backbone is this class or MMPretrain's ``TIMMBackbone``; or
-            ``'timm'`` and ``'timm:TAG'`` for what timm's hub has, which takes
-            a network. Heads and stages that are not built may be left over.
+            ``'timm'`` and ``'timm:TAG'`` for the weights in timm's hub, which
+            needs a network. Weights of heads and of stages that are not built
+            are ignored.
 
     Attributes:
         out_channels: Channels of each returned level.
         out_strides: Stride of each returned level, in pixels.
         pad_divisor: The image is padded to a multiple of it, in pixels; 1
-            where no padding is needed.
-        deployed: Whether it is folded for inference.
+            for no padding.
+        deployed: Whether the model is folded for inference.
 
     Raises:
         ImportError: If timm is not installed.
@@ -142,7 +144,7 @@ class TimmPyramid(Foldable, BaseModule):
         model.prune_intermediate_layers(
             self._taps, prune_norm=not final_norm, prune_head=True
         )
-        # It needs timm, which is there now.
+        # Imported here, as the module needs timm.
         from mmefficientmod.models.backbones.timm_efficientformer import (
             run_at_any_size,
         )
@@ -159,10 +161,11 @@ class TimmPyramid(Foldable, BaseModule):
     def normalisation(
         backbone: Mapping[str, Any],
     ) -> dict[str, list[float]]:
-        """What the weights of such a backbone expect of the image.
+        """The image normalisation that the weights of a backbone expect.
 
         Args:
-            backbone: Its dict. The tag of weights counts, if it names one.
+            backbone: The dict of the backbone. If it names a tag of weights,
+                the normalisation is that of the tag.
 
         Returns:
             ``mean`` and ``std`` of the channels, RGB, 0 to 255.
@@ -198,30 +201,35 @@ class TimmPyramid(Foldable, BaseModule):
                 read=self._read_weights,
             )
         elif self.init_cfg:
-            # Not MMEngine's own way, which would also call timm's
-            # init_weights, where there is one; timm did so when it built.
+            # MMEngine's own init_weights would also call timm's, which timm
+            # did when it built the model.
             initialize(self, self.init_cfg)
         self._is_init = True
 
     def _own_names(self) -> list[str]:
-        """Names that the weights of the whole classifier have here."""
+        """The names here of the weights of timm's whole classifier."""
         return [f'timm_model.{name}' for name in self._names_in_timm]
 
     def _rename_timm_keys(
         self, weights: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Names of timm, and of its wrappers for features, to our own.
+        """Rename weights of timm, and of its feature wrappers, to our names.
 
-        These wrappers put the model below ``model.``, or join the first two
+        The wrappers put the model below ``model.``, or join the first two
         parts of a name, ``stages.0.`` to ``stages_0.``. So names are compared
-        with those of the classifier that was built as if a dot were an
-        underscore. What the classifier does not have keeps its name.
+        with those of the classifier as if a dot were an underscore. Names
+        that the classifier does not have are kept.
         """
         own = {flat(name): name for name in self._own_names()}
         return {own.get(flat(k), k): value for k, value in weights.items()}
 
     def _read_weights(self, source: str, map_location: str) -> Any:
-        """What a file holds, or timm's hub for ``timm`` and ``timm:TAG``."""
+        """The checkpoint in a file, or weights of timm's hub.
+
+        Args:
+            source: A path; or ``timm`` or ``timm:TAG`` for the hub.
+            map_location: The device of the weights.
+        """
         name = name_in_hub(self.model_name, source)
         if name is None:
             return read_checkpoint(source, map_location)
@@ -235,8 +243,13 @@ class TimmPyramid(Foldable, BaseModule):
         return model.to(map_location).state_dict()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """``(N, C, H, W)`` to one ``(N, C_i, H_i, W_i)`` a level."""
-        height, width = x.shape[2:]
+        """``(N, C, H, W)`` to one ``(N, C_i, H_i, W_i)`` for each level.
+
+        Raises:
+            ValueError: If ``x`` is not a batch of images of ``in_channels``.
+        """
+        check_images(x, self.in_channels, self.model_name)
+        height, width = x.shape[2], x.shape[3]
         if self.pad_divisor > 1:
             right = -width % self.pad_divisor
             bottom = -height % self.pad_divisor
@@ -256,11 +269,11 @@ class TimmPyramid(Foldable, BaseModule):
         )
 
     def fold(self) -> None:
-        """Have timm re-parameterise the model, where it has something to.
+        """Have timm re-parameterise the model, if it has parallel branches.
 
         Raises:
-            RuntimeError: If that changes the outputs, as it does where a
-                layer is more than its weights.
+            RuntimeError: If that changes the outputs, as it does if a layer
+                is more than its weights.
         """
         from timm.utils.model import reparameterize_model
 
@@ -281,13 +294,14 @@ class TimmPyramid(Foldable, BaseModule):
             if (out - x).abs().max() > 1e-2 * x.abs().max():
                 self.timm_model = original
                 raise RuntimeError(
-                    f'switch_to_deploy() changes what this {self.model_name} '
-                    'gives: timm folds plain layers, and one is more than its '
-                    'weights, such as a LoRA layer; merge it first'
+                    'switch_to_deploy() changes the outputs of this '
+                    f'{self.model_name}: timm folds plain layers, and one is '
+                    'more than its weights, such as a LoRA layer; merge it '
+                    'first'
                 )
 
     def train(self, mode: bool = True) -> TimmPyramid:
-        """Set the mode; what is frozen stays in evaluation mode.
+        """Set the mode; frozen layers stay in evaluation mode.
 
         Raises:
             RuntimeError: For training after :meth:`switch_to_deploy`.
@@ -296,7 +310,7 @@ class TimmPyramid(Foldable, BaseModule):
         super().train(mode)
         self._freeze_stages()
         if mode and self.norm_eval:
-            keep_statistics(self)
+            eval_batch_norms(self)
         return self
 
     def _freeze_stages(self) -> None:
@@ -307,18 +321,19 @@ class TimmPyramid(Foldable, BaseModule):
         frozen = list(modules_up_to(model, end, included=n > 0))
         for module in frozen:
             module.training = False
-        # The model's own parameters, as embeddings of positions, come first.
+        # The model's own parameters, such as position embeddings, belong to
+        # the first layers.
         for module in (model, *frozen):
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad = False
 
     @torch.no_grad()
     def _find_pad_divisor(self) -> int:
-        """The smallest divisor with which every level has its size."""
+        """The smallest divisor for which each level has the right size."""
         self.timm_model.eval()
         weight = next(self.parameters())
         try:
-            # A model that takes 33 pixels takes any number.
+            # A model that rounds up 33 pixels rounds up any number.
             for divisor, size in (1, 33), (32, 32), (64, 64):
                 image = weight.new_zeros(1, self.in_channels, size, size)
                 try:
@@ -332,15 +347,18 @@ class TimmPyramid(Foldable, BaseModule):
                     return divisor
         finally:
             self.timm_model.train()
-        return 1  # made for one size, as it says itself for any other
+        return 1  # made for one size; it raises for other sizes itself
 
 
 def name_in_hub(model_name: str, source: str) -> str | None:
-    """What timm calls the weights ``timm`` or ``timm:TAG``; None for others.
+    """The name in timm's hub of the weights ``timm`` or ``timm:TAG``.
 
     Args:
-        model_name: A name of timm.
-        source: Where weights are to be taken from.
+        model_name: The model's name in timm.
+        source: ``timm``, ``timm:TAG`` or a path.
+
+    Returns:
+        The name, or None for a path.
     """
     kind, _, tag = source.partition(':')
     if kind != 'timm':
@@ -349,21 +367,22 @@ def name_in_hub(model_name: str, source: str) -> str | None:
 
 
 def flat(name: str) -> str:
-    """The name of a tensor without what wrappers do to it."""
+    """The name of a tensor, without the changes that wrappers make."""
     name = re.sub(r'^(timm_model\.)?(model\.)?', '', name)
     return name.replace('.', '_')
 
 
 def create_model(name: str, options: Mapping[str, Any]) -> nn.Module:
-    """A classifier of timm, with random weights unless the options ask.
+    """A classifier of timm, with random weights by default.
 
     Args:
         name: Its name in timm.
-        options: For ``timm.create_model``.
+        options: Arguments of ``timm.create_model``.
 
     Raises:
         ImportError: If timm is not installed.
-        ValueError: If there is no such model, or it takes no drop path.
+        ValueError: If timm has no such model, or the model no stochastic
+            depth.
     """
     check_name(name)
     import timm
@@ -380,11 +399,11 @@ def create_model(name: str, options: Mapping[str, Any]) -> nn.Module:
 
 
 def check_name(name: str) -> None:
-    """See that timm has a model of this name.
+    """Check that timm has a model of this name.
 
     Raises:
         ImportError: If timm is not installed.
-        ValueError: If there is no such model.
+        ValueError: If timm has no such model.
     """
     try:
         import timm
@@ -399,7 +418,7 @@ def check_name(name: str) -> None:
 
 
 def find_levels(model: nn.Module, name: str) -> list[dict[str, Any]]:
-    """What timm knows of the features at strides 4, 8, 16 and 32.
+    """timm's description of the features at strides 4, 8, 16 and 32.
 
     Args:
         model: A classifier of timm.
@@ -407,7 +426,7 @@ def find_levels(model: nn.Module, name: str) -> list[dict[str, Any]]:
 
     Returns:
         For each stride a dict with ``index`` among the features,
-        ``num_chs`` and ``module``, the name of the module that gives it.
+        ``num_chs`` and ``module``, the name of the module that returns it.
 
     Raises:
         ValueError: If the model has no such features.
@@ -444,16 +463,20 @@ def enable_checkpointing(model: nn.Module, name: str) -> None:
 
 
 def restore_activations(model: nn.Module) -> None:
-    """Undo what MMEngine's ``sync_bn`` does to batch norms of timm.
+    """Restore activations that MMEngine's ``sync_bn`` removes from timm.
 
-    Some of timm's activate as well. Converted to synchronised ones, or back,
-    they hold their activation and do not call it any more.
+    Some batch norms of timm apply an activation as well. MMEngine converts
+    them to plain synchronised batch norms, or back; these still hold their
+    activation, but no longer call it.
+
+    Args:
+        model: A model of timm, changed in place.
     """
     from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
 
     for module in model.modules():
         converted = not type(module).__module__.startswith('timm.')
-        holds = isinstance(module, _BatchNorm) and hasattr(module, 'act')
+        holds = isinstance(module, BatchNorm) and hasattr(module, 'act')
         if converted and holds:
             synchronised = isinstance(module, nn.SyncBatchNorm)
             module.__class__ = (
@@ -464,14 +487,14 @@ def restore_activations(model: nn.Module) -> None:
 def modules_up_to(
     model: nn.Module, name: str, included: bool
 ) -> Iterator[nn.Module]:
-    """What a model runs before the end of one of its modules.
+    """The modules that a model runs up to one of its modules.
 
     timm registers modules in the order of their use.
 
     Args:
         model: A model of timm.
         name: Name of the module.
-        included: Whether the module itself belongs to it.
+        included: Whether to yield the module itself and its children, too.
     """
     inside = False
     for key, module in model.named_modules():

@@ -1,44 +1,45 @@
-"""What backbones share that can be folded for inference."""
+"""Deploying: folding a model for inference."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-ModuleT = TypeVar('ModuleT', bound='Foldable')
+ModuleT = TypeVar('ModuleT', bound='Deployable')
 
 
-class Foldable(nn.Module):
-    """A module whose weights can be merged for inference, once and for all.
+class Deployable(nn.Module):
+    """A module that can fold its weights for inference, once and for all.
 
-    A class says how by :meth:`fold`. Afterwards the outputs are the same and
-    the weights others, so that training is refused, and the weights of one.
+    A subclass defines :meth:`fold`. Afterwards the outputs are unchanged, but
+    training, and loading training checkpoints, raise.
 
     Attributes:
-        deployed: Whether it is folded.
+        deployed: Whether the module is folded.
     """
 
     deployed = False
     _folded_keys: frozenset[str] = frozenset()
 
     def fold(self) -> None:
-        """Merge what can be merged, in place."""
+        """Merge layers that can be merged for inference, in place."""
         raise NotImplementedError
 
     def switch_to_deploy(self: ModuleT) -> ModuleT:
-        """Fold what can be folded for inference, once the weights are there.
+        """Fold the module for inference, after its weights were loaded.
 
-        The outputs are the same, the weights are others: neither training
-        nor a checkpoint of training fits any more. Where there is nothing to
-        fold, ``deployed`` stays False and all else as it was.
+        The outputs stay the same, but the module can no longer be trained,
+        nor load a training checkpoint. If there is nothing to fold,
+        ``deployed`` stays False and nothing changes.
 
         Returns:
             The module itself, in evaluation mode.
 
         Raises:
-            RuntimeError: If it cannot be folded as it is.
+            RuntimeError: If the module cannot be folded as it is.
         """
         if not self.deployed:
             before = frozenset(self.state_dict())
@@ -66,7 +67,7 @@ class Foldable(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any
     ) -> None:
-        # MMEngine would load what fits, and say no more than which does not.
+        # MMEngine loads partially, with only a warning.
         if any(prefix + key in state_dict for key in self._folded_keys):
             raise RuntimeError(
                 f'this {type(self).__name__} was folded for inference by '
@@ -77,21 +78,54 @@ class Foldable(nn.Module):
 
 
 def switch_to_deploy(model: nn.Module) -> list[str]:
-    """Have every module fold itself that can.
+    """Fold each module of a model that can be folded for inference.
 
     Args:
         model: The model, changed in place; it cannot be trained afterwards.
 
     Returns:
-        Names of the modules that folded themselves.
+        Names of the modules that were folded.
     """
     names = []
     for name, module in list(model.named_modules()):
-        # What folds itself may hold parts that could, too.
+        # Skip children of a module that is already folded.
         inside = any(not x or name.startswith(f'{x}.') for x in names)
         if hasattr(module, 'switch_to_deploy') and not inside:
             module.switch_to_deploy()
-            # Of ours, some have nothing to fold, and say so.
+            # A module of this package may have nothing to fold, and tells.
             if getattr(module, 'deployed', True):
                 names.append(name)
     return names
+
+
+@torch.no_grad()
+def fold_norm(norm: nn.LayerNorm, *linears: nn.Linear) -> None:
+    """Move a norm's weight and bias into the linear layers that read it.
+
+    Args:
+        norm: The norm; it only normalises afterwards.
+        linears: All layers that read the norm.
+    """
+    for linear in linears:
+        shift = linear.weight @ norm.bias
+        bias = shift if linear.bias is None else linear.bias + shift
+        linear.bias = nn.Parameter(bias)
+        linear.weight *= norm.weight
+    # Constants in their place, which no checkpoint holds: PyTorch 2.1 cannot
+    # export a norm without weight and bias to ONNX.
+    for name, value in dict(weight=1.0, bias=0.0).items():
+        constant = torch.full_like(getattr(norm, name).detach(), value)
+        delattr(norm, name)
+        norm.register_buffer(name, constant, persistent=False)
+
+
+@torch.no_grad()
+def fold_scale(linear: nn.Linear, scale: Tensor) -> None:
+    """Move the scale of a linear layer's output into its weight and bias.
+
+    Args:
+        linear: From any number of channels to C.
+        scale: ``(C,)``.
+    """
+    linear.weight *= scale[:, None]
+    linear.bias *= scale

@@ -1,4 +1,18 @@
-"""When the fast ways of layers may run, and in how many chunks."""
+"""The fast path of whole blocks, and when it may run.
+
+A block's ``forward`` is the paper's equation. Its fast path computes the same
+for less time and memory:
+
+- where gradients are wanted, layers have backward passes of their own, which
+  save less and are faster, see
+  :mod:`mmefficientmod.models.layers.memory_efficient`;
+- where none are wanted, GELU and product overwrite their inputs, and wide
+  tensors of large images are made in chunks that fit a CPU's cache;
+- layer scale and residual are one operation.
+
+It bypasses the modules of the block, so that it runs only where each of them
+is what the block was built with, and nobody looks at them by hooks.
+"""
 
 from __future__ import annotations
 
@@ -7,108 +21,252 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
-# What a CPU's second-level cache holds, more or less; far from it, half or
-# twice as much takes as long.
-PART_BYTES = 4 * 2**20
-# torch 2.1 has it in another place.
-is_compiling = getattr(torch.compiler, 'is_compiling', None)
-if is_compiling is None:
-    is_compiling = torch._dynamo.is_compiling
+from mmefficientmod.models.layers.attention import self_attention
+from mmefficientmod.models.layers.depthwise import depthwise_conv
+from mmefficientmod.models.layers.layout import to_nchw_view, to_nhwc
+from mmefficientmod.models.layers.memory_efficient import (
+    add_scaled,
+    gelu,
+    gelu_linear,
+    norm_linear,
+    product_linear,
+)
+from mmefficientmod.models.layers.plain import has_hooks, is_plain
+from mmefficientmod.models.layers.reparam import Branch, ParallelBranches
+from mmefficientmod.torch_private import (
+    has_global_hooks,
+    is_compiling,
+    is_transformed,
+)
+
+# About the size of a CPU's second-level cache. The speed is not sensitive to
+# it: half or twice makes no difference.
+CHUNK_BYTES = 4 * 2**20
+# The class of a layer in a block, by the layer's name.
+LAYERS: dict[str, type[nn.Module]] = dict(
+    norm=nn.LayerNorm,
+    norm1=nn.LayerNorm,
+    norm2=nn.LayerNorm,
+    f=nn.Linear,
+    conv=nn.Conv2d,
+    g=nn.Linear,
+    fc1=nn.Linear,
+    fc2=nn.Linear,
+    qkv=nn.Linear,
+    proj=nn.Linear,
+)
 
 
-def _has_own_backward(*modules: nn.Module) -> bool:
-    # Where weights are frozen, PyTorch keeps and does less by itself.
-    return (
-        torch.is_grad_enabled()
-        and not _is_traced()
-        and all(is_plain(m) and m.weight.requires_grad for m in modules)
-    )
-
-
-def is_plain(
-    module: nn.Module,
-    kinds: tuple[type[nn.Module], ...] = (nn.Linear, nn.LayerNorm, nn.Conv2d),
-) -> bool:
-    """Whether a layer is no more than its weights, and need not be called.
-
-    It may be more by its class, by a hook, or by a ``forward`` that was put
-    in, as parametrisation, LoRA and quantisation do.
+class FastPath:
+    """The fast path of one class of blocks.
 
     Args:
-        module: The layer.
-        kinds: Classes that are plain ones.
+        function: Takes the block and its input ``(N, H, W, C)``, and returns
+            what the block's equation gives.
+        *classes: The classes of the modules inside the block that hold
+            layers; a block with a subclass in their place is left to its
+            equation.
     """
+
+    def __init__(
+        self,
+        function: Callable[[nn.Module, Tensor], Tensor],
+        *classes: type[nn.Module],
+    ) -> None:
+        self.function = function
+        self.classes = frozenset(classes)
+
+    def may_run(self, block: nn.Module, x: Tensor) -> bool:
+        """Whether the fast path gives what the block would, and is faster.
+
+        It does not where a hook, LoRA, quantisation or a subclass changes a
+        module of the block; under ``torch.func`` and while the model is
+        traced or compiled, where what is recorded must not depend on the
+        gradient mode; and for subclasses of Tensor. It is not faster where a
+        weight is frozen but gradients are wanted: then PyTorch's own backward
+        passes save less.
+
+        Args:
+            block: The block.
+            x: Its input.
+        """
+        return not (
+            is_compiling()
+            or torch.jit.is_tracing()
+            or type(x) is not Tensor  # such as a Proxy of torch.fx
+            or is_transformed()
+            or has_global_hooks()
+        ) and self._is_plain(block, torch.is_grad_enabled())
+
+    def _is_plain(self, module: nn.Module, trained: bool) -> bool:
+        for name, child in module._modules.items():
+            if child is None:
+                continue
+            if name in LAYERS:
+                if not is_plain(child, (LAYERS[name],)) or (
+                    trained and not child.weight.requires_grad
+                ):
+                    return False
+            elif name == 'drop_path':  # is called as a module
+                if has_hooks(child):
+                    return False
+            elif name == 'branches':
+                if not _are_plain_branches(child, trained):
+                    return False
+            elif (
+                type(child) not in self.classes
+                or has_hooks(child)
+                or not self._is_plain(child, trained)
+            ):
+                return False
+        return True
+
+    def __call__(self, block: nn.Module, x: Tensor) -> Tensor:
+        """What the block gives for ``x``; see :meth:`may_run`."""
+        return self.function(block, x)
+
+
+def _are_plain_branches(branches: nn.Module, trained: bool) -> bool:
+    """The same for parallel branches, whose norms are called as modules."""
     return (
-        type(module) in kinds
-        and type(module.weight) in (nn.Parameter, Tensor)
-        and 'forward' not in vars(module)
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-        and not module._backward_hooks
-        and not module._backward_pre_hooks
+        type(branches) is ParallelBranches
+        and not has_hooks(branches)
+        and all(
+            type(branch) is Branch
+            and not has_hooks(branch)
+            and not has_hooks(branch.norm)
+            and (
+                branch.conv is None
+                or (
+                    is_plain(branch.conv, (nn.Conv2d,))
+                    and (branch.conv.weight.requires_grad or not trained)
+                )
+            )
+            for branch in branches.values()
+        )
     )
 
 
-def _may_overwrite() -> bool:
-    """Whether nobody needs what a layer gave; ``vmap`` could not write it."""
+def modulation_block(block: nn.Module, x: Tensor) -> Tensor:
+    """``x + gamma * fc2(ctx(y) * GELU(fc1(y)))`` with ``y = norm(x)``.
+
+    Args:
+        block: A ``ModulationBlock``.
+        x: ``(N, H, W, C)``.
+
+    Returns:
+        ``(N, H, W, C)``.
+    """
+    mlp, context = block.mlp, block.mlp.context
+
+    def product(
+        value: Tensor, context: Tensor, residual: Tensor | None
+    ) -> Tensor:
+        activate = mlp.expand_ratio > 1
+        return product_linear(
+            value, context, mlp.fc2, activate, block.gamma, residual
+        )
+
+    residual = None if _drops_paths(block) else x
     if torch.is_grad_enabled():
-        return False
-    # Dynamo of torch 2.1 cannot read what follows.
-    return is_compiling() or not _is_transformed()
+        # f and fc1 read the same input, but one matrix product for both is
+        # slower on a CPU: its two halves are not contiguous, which the
+        # convolution and the GELU pay for.
+        y, value = norm_linear(x, block.norm, context.f, mlp.fc1)
+        out = product(value, _context(context, y), residual)
+    else:
+        y = block.norm(x)
+        out = in_chunks(
+            lambda y, *others: product(mlp.fc1(y), *others),
+            y,
+            _context(context, context.f(y)),
+            residual,
+            width=mlp.fc1.out_features,
+        )
+    return out if residual is x else x + block.drop_path(out)
 
 
-def _is_traced() -> bool:
-    return is_compiling() or torch.jit.is_tracing() or _is_transformed()
+def _context(context: nn.Module, x: Tensor) -> Tensor:
+    """``g(GELU(conv(x)))``, ``(N, H, W, C)``, with branches beside conv."""
+    x = to_nchw_view(x)
+    out = depthwise_conv(x, context.conv)
+    if context.branches is not None:
+        for branch in context.branches.values():
+            y = x if branch.conv is None else depthwise_conv(x, branch.conv)
+            out = out + branch.norm(y)
+    return gelu_linear(to_nhwc(out), context.g)
 
 
-def _is_transformed() -> bool:
-    """Whether ``torch.func`` or forward-mode differentiation is at work."""
-    return (
-        torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
-
-
-def count_parts(x: Tensor, width: int, *modules: nn.Module) -> int:
-    """How many parts :func:`in_parts` is best called with; 1 where it is not.
+def mbconv_block(block: nn.Module, x: Tensor) -> Tensor:
+    """``x + gamma * fc2(GELU(conv(GELU(fc1(norm(x))))))``.
 
     Args:
-        x: ``(..., C)``, of as many pixels as are parted.
-        width: Channels of what lies between.
-        modules: What the function calls, that nobody else may see the parts.
+        block: An ``MBConvBlock``.
+        x: ``(N, H, W, C)``.
+
+    Returns:
+        ``(N, H, W, C)``.
     """
-    if is_compiling() or torch.jit.is_tracing():
-        return 1
-    # The size comes before what takes longer to ask: small images are many.
-    count = x.numel() // x.shape[-1] * width * x.element_size() // PART_BYTES
-    if (
-        count < 2
-        or x.device.type != 'cpu'
-        or not _may_overwrite()
-        or not all(is_plain(m) for m in modules)
-    ):
-        return 1
-    return count
+    mlp = block.mlp
+    residual = None if _drops_paths(block) else x
+    (y,) = norm_linear(x, block.norm, mlp.fc1)
+    y = to_nhwc(depthwise_conv(to_nchw_view(gelu(y)), mlp.conv))
+    out = add_scaled(gelu_linear(y, mlp.fc2), residual, block.gamma)
+    return out if residual is x else x + block.drop_path(out)
 
 
-def in_parts(
-    function: Callable[..., Tensor], *tensors: Tensor | None, count: int
+def attention_block(block: nn.Module, x: Tensor) -> Tensor:
+    """``y + mlp(norm2(y))`` with ``y = x + attn(norm1(x))``.
+
+    Args:
+        block: An ``AttentionBlock``.
+        x: ``(N, H, W, C)``.
+
+    Returns:
+        ``(N, H, W, C)``.
+    """
+    attn, mlp, shape = block.attn, block.mlp, x.shape
+    x = x.flatten(1, 2)  # (N, L, C)
+    (y,) = norm_linear(x, block.norm1, attn.qkv)
+    x = x + block.drop_path(attn.proj(self_attention(y, attn.head_dim)))
+    (y,) = norm_linear(x, block.norm2, mlp.fc1)
+    x = x + block.drop_path(gelu_linear(y, mlp.fc2))
+    return x.view(shape)
+
+
+def mlp(block: nn.Module, x: Tensor) -> Tensor:
+    """``fc2(GELU(fc1(x)))``, ``(..., C) -> (..., C)``."""
+    return gelu_linear(block.fc1(x), block.fc2)
+
+
+def _drops_paths(block: nn.Module) -> bool:
+    """Whether stochastic depth is active, before the residual is added."""
+    return block.training and not isinstance(block.drop_path, nn.Identity)
+
+
+def in_chunks(
+    function: Callable[..., Tensor], *tensors: Tensor | None, width: int
 ) -> Tensor:
-    """Apply a function of pixels to some of them at a time.
+    """Apply a function of positions to a few positions at a time.
 
-    What is wider than its input and its output, and lies between them, then
-    stays in the caches of a CPU, whose memory is otherwise given back and
-    asked for anew in each layer.
+    Tensors inside the function that are wider than its input and output then
+    stay in the caches of a CPU. A CPU gives the memory of large tensors back
+    to the system after each layer, and asking for it again is slow.
 
     Args:
-        function: Takes and gives tensors ``(rows, C_i)``, row by row.
+        function: Takes and returns tensors ``(rows, C_i)``, row by row.
         tensors: ``(..., C_i)``, or None.
-        count: How many parts; see :func:`count_parts`.
+        width: Channels of the widest tensor inside the function. With few
+            positions, or on another device, there is one chunk.
     """
-    shape = tensors[0].shape[:-1]
+    first = tensors[0]
+    assert first is not None
+    shape = first.shape[:-1]
     rows = math.prod(shape)
+    count = rows * width * first.element_size() // CHUNK_BYTES
+    if count < 2 or first.device.type != 'cpu':
+        return function(*tensors)
     step = math.ceil(rows / count)
     flat = [x if x is None else x.flatten(0, -2) for x in tensors]
     outs = [

@@ -1,15 +1,14 @@
 """Layers with backward passes of their own, for less memory and time.
 
-For its backward pass a linear layer keeps its input. Here that input is cheap
-to make: a LayerNorm, a GELU or a product of tensors that are needed anyway.
-These functions keep the latter alone and make the input again when its
-gradient is asked for, which no matrix product is repeated for. That is the
-memory of most of a block. And PyTorch's gradient of a depth-wise kernel is
-slow on a CPU, where another convolution gives the same.
+For its backward pass a linear layer saves its input. In the blocks here that
+input is cheap to compute: a LayerNorm, a GELU or a product of tensors that
+are saved anyway. These functions save the latter alone and compute the input
+again in the backward pass; no matrix product is recomputed. This saves most
+of a block's memory.
 
-While the network is traced, compiled or transformed (``torch.func``), and
-where no gradient is wanted, they are the plain modules one after another: a
-compiler decides by itself what it makes again.
+The fast path of a block calls them, where each layer is plain; see
+:class:`mmefficientmod.models.layers.fast_path.FastPath`. Without gradients
+they run the layers one after another and overwrite what nobody reads again.
 """
 
 from __future__ import annotations
@@ -22,16 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from mmefficientmod.models.layers.fast_path import (
-    _has_own_backward,
-    _may_overwrite,
-)
-
 
 def norm_linear(
     x: Tensor, norm: nn.LayerNorm, *linears: nn.Linear
 ) -> Sequence[Tensor]:
-    """Linear layers that read the same LayerNorm; keeps ``x`` alone.
+    """Linear layers that read the same LayerNorm; saves ``x`` alone.
 
     Args:
         x: ``(..., C)``.
@@ -39,9 +33,9 @@ def norm_linear(
         linears: From C to any number of channels each.
 
     Returns:
-        What each layer gives, ``(..., C_i)``.
+        The output of each linear layer, ``(..., C_i)``.
     """
-    if not _has_own_backward(norm, *linears):
+    if not torch.is_grad_enabled():
         x = norm(x)
         return [linear(x) for linear in linears]
     params = [p for m in linears for p in (m.weight, m.bias)]
@@ -49,9 +43,9 @@ def norm_linear(
 
 
 def gelu_linear(x: Tensor, linear: nn.Linear) -> Tensor:
-    """``linear(GELU(x))``; keeps ``x`` alone.
+    """``linear(GELU(x))``; saves ``x`` alone.
 
-    Overwrites ``x`` where no gradient is wanted.
+    Overwrites ``x`` without gradients.
 
     Args:
         x: ``(..., C)``.
@@ -60,7 +54,7 @@ def gelu_linear(x: Tensor, linear: nn.Linear) -> Tensor:
     Returns:
         ``(..., C_out)``.
     """
-    if not _has_own_backward(linear):
+    if not torch.is_grad_enabled():
         return linear(gelu(x))
     return _ProductLinear.apply(
         x, None, linear.weight, linear.bias, None, None, True
@@ -77,13 +71,13 @@ def product_linear(
 ) -> Tensor:
     """``residual + scale * linear(context * value)``.
 
-    Keeps value and context alone for the backward pass.
-
-    Overwrites ``value`` where no gradient is wanted.
+    Saves value and context alone for the backward pass, and overwrites the
+    value without gradients.
 
     Args:
         value: ``(..., rC)``: r groups of C channels.
-        context: ``(..., C)``, which multiplies each group.
+        context: ``(..., C)``, which multiplies each group; of the value's
+            dtype.
         linear: From rC to C_out channels.
         activate: Whether the value goes through a GELU first.
         scale: ``(C_out,)``; 1 if None.
@@ -92,30 +86,24 @@ def product_linear(
     Returns:
         ``(..., C_out)``.
     """
-    if value.dtype == context.dtype and _has_own_backward(linear):
-        # The gradient of the scale, as it is made here, overflows float16.
-        if value.dtype == torch.float16:
-            later, scale, residual = (residual, scale), None, None
-        else:
-            later = None, None
-        x = _ProductLinear.apply(
-            value,
-            context,
-            linear.weight,
-            linear.bias,
-            scale,
-            residual,
-            activate,
-        )
-        return add_scaled(x, *later)
-    value = gelu(value) if activate else value
-    return add_scaled(linear(multiply(value, context)), residual, scale)
+    if not torch.is_grad_enabled():
+        value = gelu(value) if activate else value
+        _groups(value, context).mul_(context.unsqueeze(-2))
+        return add_scaled(linear(value), residual, scale)
+    params = linear.weight, linear.bias
+    if value.dtype == torch.float16:
+        # The gradient of the scale, as _ProductLinear computes it, overflows.
+        x = _ProductLinear.apply(value, context, *params, None, None, activate)
+        return add_scaled(x, residual, scale)
+    return _ProductLinear.apply(
+        value, context, *params, scale, residual, activate
+    )
 
 
 def add_scaled(
     x: Tensor, residual: Tensor | None, scale: Tensor | None
 ) -> Tensor:
-    """``residual + scale * x``, in one pass where that can be.
+    """``residual + scale * x``, in one operation where dtypes allow it.
 
     Args:
         x: ``(..., C)``.
@@ -132,46 +120,30 @@ def add_scaled(
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU that overwrites its input where no gradient is wanted.
-
-    A forward hook that keeps the output of the layer before then sees it
-    overwritten.
-    """
-    return torch.ops.aten.gelu_(x) if _may_overwrite() else F.gelu(x)
+    """GELU that overwrites its input without gradients."""
+    return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
 
 
 def multiply(value: Tensor, context: Tensor) -> Tensor:
     """Value times context, which is broadcast over groups, not repeated.
 
-    Overwrites ``value`` where no gradient is wanted.
-
     Args:
-        value: ``(..., rC)``.
+        value: ``(..., rC)``: r groups of C channels.
         context: ``(..., C)``.
+
+    Returns:
+        ``(..., rC)``.
     """
-    if not _may_overwrite():
-        return multiply_copy(value, context)
-    return (
-        _groups(value, context)
-        .mul_(context.unsqueeze(-2))
-        .reshape(value.shape)
-    )
-
-
-def multiply_copy(value: Tensor, context: Tensor) -> Tensor:
-    """The same, but never over ``value``."""
-    groups = _groups(value, context) * context.unsqueeze(-2)
-    return groups.reshape(value.shape)
+    return (_groups(value, context) * context.unsqueeze(-2)).flatten(-2)
 
 
 def _groups(value: Tensor, context: Tensor) -> Tensor:
-    """``(..., rC) -> (..., r, C)``."""
-    groups = value.shape[-1] // context.shape[-1]
-    return value.reshape(*context.shape[:-1], groups, context.shape[-1])
+    """``(..., rC) -> (..., r, C)``, the same memory."""
+    return value.unflatten(-1, (-1, context.shape[-1]))
 
 
 class _NormLinear(Function):
-    """Linear layers of a LayerNorm."""
+    """Linear layers that read the same LayerNorm."""
 
     @staticmethod
     def forward(
@@ -185,14 +157,14 @@ class _NormLinear(Function):
         outs = _norm_linear(x, weight, bias, eps, *params)
         ctx.save_for_backward(x, weight, bias, *params)
         ctx.eps = eps
-        # Autocast may have chosen another than that of x.
+        # Autocast may have chosen another dtype than that of x.
         ctx.dtype = outs[0].dtype
         return outs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            return _differentiate(
+            return differentiate(
                 lambda x, weight, bias, *params: _norm_linear(
                     x, weight, bias, ctx.eps, *params, dtype=ctx.dtype
                 ),
@@ -242,7 +214,10 @@ def _norm_linear(
 
 
 class _ProductLinear(Function):
-    """A linear layer of value times context, in the value's dtype."""
+    """``residual + scale * linear(value * context)``, see product_linear.
+
+    The linear layer runs in the dtype of the value.
+    """
 
     @staticmethod
     def forward(
@@ -255,7 +230,7 @@ class _ProductLinear(Function):
         residual: Tensor | None,
         activate: bool,
     ) -> Tensor:
-        # A sum needs neither of its terms for their gradients.
+        # The addition of the residual saves nothing for backward.
         ctx.save_for_backward(value, context, weight, bias, scale)
         ctx.activate = activate
         ctx.dtype = None if residual is None else residual.dtype
@@ -267,7 +242,7 @@ class _ProductLinear(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_residual = None if ctx.dtype is None else grad.to(ctx.dtype)
         if torch.is_grad_enabled():
-            *found, none = _differentiate(
+            *found, none = differentiate(
                 lambda *tensors: _product_linear(*tensors, None, ctx.activate),
                 ctx.saved_tensors,
                 (grad,),
@@ -275,16 +250,16 @@ class _ProductLinear(Function):
             )
             return *found, grad_residual, none
         value, context, weight, bias, scale = ctx.saved_tensors
-        # No more than three tensors as wide as the value at a time, and none
-        # that is not needed: to allocate them takes as long as to fill them.
+        # At most three tensors as wide as the value exist at a time, since
+        # allocating one takes as long as filling it.
         active = F.gelu(value) if ctx.activate else value
-        x = active if context is None else multiply_copy(active, context)
+        x = active if context is None else multiply(active, context)
         grad = grad.reshape(-1, grad.shape[-1])
         grad_w = grad.to(value.dtype).t() @ x.flatten(0, -2)
         grad_b = None if bias is None else grad.sum(0)
         grad_scale = None
         if scale is not None:
-            # The unscaled output is not needed for this.
+            # From the weight's gradient: the output need not be saved.
             grad_scale = (grad_w * weight).sum(1)
             grad_w = grad_w * scale[:, None]
             if bias is not None:
@@ -322,27 +297,30 @@ def _product_linear(
 ) -> Tensor:
     x = F.gelu(value) if activate else value
     if context is not None:
-        # Not over the value itself, which is kept.
-        x = multiply_copy(x, context)
+        # Not in place: the value is saved.
+        x = multiply(x, context)
     x = F.linear(
         x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     )
     return add_scaled(x, residual, scale)
 
 
-def _differentiate(
+def differentiate(
     function: Callable[..., Any],
     tensors: Sequence[Tensor | None],
     grads: Sequence[Tensor],
     nones: Sequence[int] = (),
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of the plain operations, which have gradients.
+    """Gradients that can be differentiated again, for double backward.
 
     Args:
-        function: The forward pass.
-        tensors: What it takes.
-        grads: Gradients of what it gives.
-        nones: Places among the gradients of what is no tensor.
+        function: The forward pass, in operations of PyTorch.
+        tensors: Its arguments.
+        grads: The gradients of its outputs.
+        nones: Positions of non-tensor arguments, whose gradient is None.
+
+    Returns:
+        The gradients of the arguments.
     """
     present = [x is not None for x in tensors]
 

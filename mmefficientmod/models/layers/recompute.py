@@ -6,37 +6,52 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 
+import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.fx import Proxy
 from torch.utils.checkpoint import checkpoint, noop_context_fn
+
+from mmefficientmod.torch_private import BatchNorm
 
 
 def recompute(block: nn.Module, x: Tensor) -> Tensor:
-    """``block(x)``, which keeps ``x`` alone and is run again for gradients.
+    """``block(x)``, which saves ``x`` alone and runs again for gradients.
 
-    Batch norms see the batch twice then, and take it into their running
-    statistics once.
+    Batch norms see the batch twice then, and count it once in their running
+    statistics. Without gradients, and under ``torch.fx`` and
+    ``torch.jit.trace``, whose graphs hold no recomputation, it is
+    ``block(x)``.
+
+    Args:
+        block: A module that returns one tensor.
+        x: Its input.
     """
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
+    recorded = isinstance(x, Proxy) or torch.jit.is_tracing()
+    if recorded or not x.requires_grad:
+        return block(x)
+    norms = [m for m in block.modules() if isinstance(m, BatchNorm)]
     contexts = partial(_contexts, norms) if norms else noop_context_fn
     return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
 
 
 def _contexts(
-    norms: Sequence[_BatchNorm],
-) -> tuple[nullcontext, _StatisticsKept]:
-    """What the first run happens in, and those that follow."""
-    return nullcontext(), _StatisticsKept(norms)
+    norms: Sequence[BatchNorm],
+) -> tuple[nullcontext, PreservedBatchNormBuffers]:
+    """The contexts of the first run and of the runs that follow."""
+    return nullcontext(), PreservedBatchNormBuffers(norms)
 
 
-class _StatisticsKept:
-    """Batch norms count what they see meanwhile in copies of their buffers.
+class PreservedBatchNormBuffers:
+    """Batch norms update copies of their buffers inside this context.
 
-    Can be entered again, as a second backward pass through a graph that was
-    retained does.
+    It can be entered again: a second backward pass through a retained graph
+    does so.
+
+    Args:
+        norms: The batch norms.
     """
 
-    def __init__(self, norms: Sequence[_BatchNorm]) -> None:
+    def __init__(self, norms: Sequence[BatchNorm]) -> None:
         self.norms = norms
 
     def __enter__(self) -> None:

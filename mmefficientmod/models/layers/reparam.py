@@ -1,17 +1,18 @@
 """Structural re-parameterisation of a depth-wise convolution.
 
-While it is trained, small convolutions and the identity, each with a batch
-norm, run beside the large kernel, and all are summed. Afterwards they are one
-convolution of the large kernel again, since each is linear once its norm's
-statistics stand. Of RepVGG (Ding et al., CVPR 2021,
-https://arxiv.org/abs/2101.03697), for large kernels of RepLKNet (Ding et al.,
-CVPR 2022, https://arxiv.org/abs/2203.06717) and RepViT (Wang et al., CVPR
-2024, https://arxiv.org/abs/2307.09283). Here the large kernel keeps its bias
-and has no norm, so that it is what it is in the plain model.
+During training, small convolutions and the identity, each followed by a batch
+norm, run in parallel to the large kernel, and the results are added. Before
+inference all are merged into one convolution with the large kernel: with its
+statistics fixed, each branch is linear. The idea is RepVGG's (Ding et al.,
+CVPR 2021, https://arxiv.org/abs/2101.03697), for large kernels RepLKNet's
+(Ding et al., CVPR 2022, https://arxiv.org/abs/2203.06717) and RepViT's (Wang
+et al., CVPR 2024, https://arxiv.org/abs/2307.09283). Here the large kernel
+keeps its bias and has no norm, as in the plain model.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 
@@ -19,29 +20,30 @@ import torch
 import torch.nn.functional as F
 from mmengine.model.utils import _BatchNormXd
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from mmefficientmod.models.layers.depthwise import depthwise_conv
-from mmefficientmod.models.layers.fast_path import is_plain
+from mmefficientmod.models.layers.plain import is_plain
 
-# A depth-wise 1x1 convolution is left out: before a batch norm it is the
-# identity, up to its sign.
+# Without a depth-wise 1x1 convolution: before a batch norm it is the identity,
+# up to its sign.
 DEFAULT = (3, 'identity')
-# The second is what a SyncBatchNorm becomes where there is no GPU.
+# MMEngine's `revert_sync_batchnorm` turns a SyncBatchNorm into the second.
 BATCH_NORMS = (nn.BatchNorm2d, _BatchNormXd, nn.SyncBatchNorm)
 
 
 def parse_reparam(
     reparam: bool | Sequence[int | str] | None, kernel_size: int = 7
 ) -> tuple[int | str, ...]:
-    """The branches that an option asks for, checked.
+    """The branches of the option ``reparam``, checked.
 
     Args:
-        reparam: None, False or nothing for none, True for :data:`DEFAULT`, or
-            a sequence of kernel sizes and ``'identity'``.
-        kernel_size: Of the convolution that they stand beside.
+        reparam: None, False or an empty sequence for no branches, True for
+            :data:`DEFAULT`, or a sequence of kernel sizes and
+            ``'identity'``.
+        kernel_size: Side of the large kernel.
 
     Raises:
-        ValueError: Naming what is wrong and what is possible.
+        ValueError: For an unknown branch; the message lists the known ones.
     """
     if reparam is None or isinstance(reparam, bool):
         return DEFAULT if reparam else ()
@@ -63,12 +65,12 @@ def parse_reparam(
 
 
 def name_of(kind: int | str) -> str:
-    """What a branch is called in a state dict: ``3x3``, ``identity``."""
+    """The name of a branch in a state dict: ``3x3``, ``identity``."""
     return kind if isinstance(kind, str) else f'{kind}x{kind}'
 
 
 def kinds_of(names: Iterable[str]) -> tuple[int | str, ...]:
-    """The branches of these names, in a fixed order."""
+    """The kernel sizes and ``'identity'`` of branch names, sorted."""
     found = [
         int(match[1]) if (match := re.fullmatch(r'(\d+)x\1', name)) else name
         for name in set(names)
@@ -101,27 +103,32 @@ class Branch(nn.Module):
         self.norm = nn.BatchNorm2d(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, C, H, W)`` to the same shape."""
-        if self.conv is not None:
-            x = depthwise_conv(x, self.conv)
-        return self.norm(x)
+        """``(N, C, H, W) -> (N, C, H, W)``."""
+        return self.norm(x if self.conv is None else self.conv(x))
 
     def as_convolution(self) -> tuple[Tensor, Tensor]:
-        """Kernel ``(C, 1, k, k)`` and bias ``(C,)`` that do as it does.
+        """The depth-wise convolution that equals the branch in evaluation.
 
-        In evaluation, with the statistics at hand; in float64.
+        Returns:
+            Kernel ``(C, 1, k, k)`` and bias ``(C,)``, in float64.
         """
         norm = self.norm
-        deviation = (exact(norm.running_var) + norm.eps).sqrt()
-        scale = exact(norm.weight) / deviation
-        kernel = scale[:, None, None, None]
-        if self.conv is not None:
-            kernel = exact(self.conv.weight) * kernel
-        return kernel, exact(norm.bias) - exact(norm.running_mean) * scale
+        weight, bias, mean, variance = map(
+            exact,
+            (norm.weight, norm.bias, norm.running_mean, norm.running_var),
+        )
+        kernel = (
+            torch.ones_like(weight)[:, None, None, None]
+            if self.conv is None
+            else exact(self.conv.weight)
+        )
+        return fuse_conv_bn_weights(
+            kernel, None, mean, variance, norm.eps, weight, bias
+        )
 
 
 class ParallelBranches(nn.ModuleDict):
-    """The sum of branches that stand beside a depth-wise convolution.
+    """The sum of branches that run beside a depth-wise convolution.
 
     Args:
         dim: Channels C.
@@ -131,21 +138,22 @@ class ParallelBranches(nn.ModuleDict):
     def __init__(self, dim: int, kinds: Sequence[int | str]) -> None:
         super().__init__()
         for kind in kinds:
-            size = None if kind == 'identity' else kind
+            size = None if isinstance(kind, str) else kind
             self[name_of(kind)] = Branch(dim, size)
 
-    def forward(self, x: Tensor, out: Tensor) -> Tensor:
-        """``out`` plus what the branches make of ``x``, ``(N, C, H, W)``."""
-        for branch in self.values():
-            out = out + branch(x)
-        return out
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W) -> (N, C, H, W)``."""
+        return functools.reduce(torch.add, [b(x) for b in self.values()])
 
     def check_mergeable(self, conv: nn.Conv2d) -> None:
-        """Refuse what the sum of kernels would not do the same as.
+        """Raise if merging would change the outputs.
+
+        Args:
+            conv: The convolution beside the branches.
 
         Raises:
-            RuntimeError: If a layer is more than its weights, or a norm no
-                batch norm with statistics.
+            RuntimeError: If a convolution is more than its weights, or a
+                norm is not a batch norm with weight and statistics.
         """
         for branch in self.values():
             for layer in (conv, branch.conv):
@@ -170,10 +178,10 @@ class ParallelBranches(nn.ModuleDict):
 
     @torch.no_grad()
     def merge_into(self, conv: nn.Conv2d) -> None:
-        """Make the convolution do what it did in sum with the branches.
+        """Change a convolution to the sum of itself and the branches.
 
-        Zero padding is what all kernels see at the borders, and comes before
-        the norms, so that it is the same there, too.
+        The sum is exact at the borders of the image as well: each kernel
+        sees the same zero padding there, before any norm.
         """
         weight, bias = exact(conv.weight), exact(conv.bias)
         for branch in self.values():
@@ -185,6 +193,32 @@ class ParallelBranches(nn.ModuleDict):
         conv.bias.copy_(bias)
 
 
+class Reparameterisable(nn.Module):
+    """A module whose depth-wise convolution may have parallel branches.
+
+    Attributes:
+        conv: The depth-wise convolution, with a bias.
+        branches: The branches beside it during training; None in the plain
+            variants, and after they were merged.
+    """
+
+    conv: nn.Conv2d
+    branches: ParallelBranches | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = None
+
+    def merge_branches(self) -> None:
+        """Merge the branches into the convolution and remove them."""
+        if self.branches is not None:
+            self.branches.merge_into(self.conv)
+            # Deleted first; otherwise `branches` stays registered as a
+            # module.
+            del self.branches
+            self.branches = None
+
+
 def exact(x: Tensor) -> Tensor:
-    """A tensor in float64, which not every device has, but the CPU."""
+    """A detached copy in float64, on the CPU: some devices lack float64."""
     return x.detach().to('cpu', torch.float64)

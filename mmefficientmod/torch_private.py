@@ -1,0 +1,50 @@
+"""The private names of PyTorch that this package uses, and why.
+
+PyTorch may change these names in any release. They are used here alone, so
+that such a change is mended in one place. This module imports nothing of the
+package, and every package may import it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd import forward_ad
+from torch.nn.modules import module as _module
+
+# The base class of all batch norms, synchronised and lazy ones included.
+# PyTorch has no public name for it.
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+
+__all__ = ['BatchNorm', 'has_global_hooks', 'is_compiling', 'is_transformed']
+
+# Whether torch.compile or torch.export is tracing. The public
+# `torch.compiler.is_compiling` came after torch 2.1.
+is_compiling = getattr(torch.compiler, 'is_compiling', None)
+if is_compiling is None:
+    is_compiling = torch._dynamo.is_compiling
+
+
+def is_transformed() -> bool:
+    """Whether ``torch.func`` or forward-mode differentiation is active.
+
+    Their tensors look like plain ones, and PyTorch has no public function
+    that tells. torch 2.1's Dynamo cannot trace this function.
+    """
+    return (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+def has_global_hooks() -> bool:
+    """Whether a hook is registered that every module has to call.
+
+    ``torch.nn.modules.module.register_module_forward_hook`` and its siblings
+    register them, and PyTorch has no public function that asks for them.
+    """
+    return bool(
+        _module._global_forward_hooks
+        or _module._global_forward_pre_hooks
+        or _module._global_backward_hooks
+        or _module._global_backward_pre_hooks
+    )
