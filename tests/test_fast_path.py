@@ -111,7 +111,7 @@ def fast_calls(monkeypatch):
     return calls
 
 
-def gradients(model, image, loss=None):
+def gradients(model, image):
     """Outputs of a model, and gradients of all its weights and its input."""
     torch.manual_seed(0)  # of the drop path
     image = image.detach().requires_grad_()
@@ -132,7 +132,8 @@ def num_blocks(model):
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_variant_equals_its_equations(variant, plain, fast_calls):
     model = randomise(EfficientMod(**VARIANTS[variant])).double().train()
-    image = torch.randn(2, 3, 97, 71, dtype=torch.double)
+    # Small, as convolutions in float64 are slow.
+    image = torch.randn(2, 3, 35, 22, dtype=torch.double)
     found = gradients(model, image)
     assert len(fast_calls) == num_blocks(model)
     expected = plain(gradients, model, image)
@@ -174,19 +175,19 @@ def test_autocast_is_as_exact_as_the_equations(block, dtype, plain):
 
 
 def assert_as_exact(found, plain, exact, dtype):
-    """The fast path is at most half as exact again as the equations."""
+    """The rounding errors are those of the equations, up to a factor of 3."""
 
     def errors(tensors):
         return torch.tensor(
             [
-                (a.double() - b).norm() / b.norm()
+                ((a.double() - b).norm() / b.norm()).item()
                 for a, b in zip(tensors, exact, strict=True)
                 if b.norm() > 1e-6
             ]
         )
 
     # The bound is the dtype's resolution where the equations are exact.
-    bound = 1.5 * errors(plain) + 2 * torch.finfo(dtype).eps
+    bound = 3 * errors(plain) + 4 * torch.finfo(dtype).eps
     assert (errors(found) <= bound).all()
 
 
@@ -220,9 +221,8 @@ def test_drop_path_acts_in_training_mode_without_gradients(plain):
 
 @pytest.mark.parametrize('with_cp', [False, True])
 def test_gradients_of_the_whole_network(with_cp, plain):
-    arch = dict(TINY, block='modulation')
     model = EfficientMod(
-        arch, out_indices=(0, 1), with_cp=with_cp, reparam=True
+        TINY, out_indices=(0, 1), with_cp=with_cp, reparam=True
     )
     model = randomise(model).double().train()
     image = torch.randn(2, 3, 33, 30, dtype=torch.double)
@@ -268,7 +268,7 @@ def test_large_images_run_in_chunks(monkeypatch, deployed, autocast):
 
 @pytest.mark.parametrize('grad_mode', [True, False])
 def test_every_hook_on_a_submodule_is_called(block, grad_mode, plain):
-    x = torch.randn(2, 5, 7, 8)
+    x = torch.randn(1, 3, 2, 8)
     names = [name for name, _ in block.named_modules() if name]
     torch.manual_seed(0)
     expected = plain(block, x)
@@ -283,7 +283,6 @@ def test_every_hook_on_a_submodule_is_called(block, grad_mode, plain):
             torch.manual_seed(0)
             with torch.set_grad_enabled(grad_mode):
                 out = block(x)
-            # A ModuleDict is called as a whole, EdgeViT's Mlp has no others.
             assert len(seen) == (2 if is_shared(block, name) else 1), name
             assert_close(out, expected, rtol=1e-5, atol=1e-5)
             handle.remove()
@@ -481,7 +480,8 @@ def test_double_backward_equals_the_equations(arch, reparam, plain):
 
 @pytest.mark.parametrize('train', [False, True])
 def test_compiled_network_equals_the_equations(train, plain):
-    model = EfficientMod(TINY, out_indices=(0, 1), reparam=True)
+    one_of_each = dict(TINY, depths=(0, 1), expand_ratios=(2,))
+    model = EfficientMod(one_of_each, out_indices=1, reparam=(3,))
     model = randomise(model).train(train)
     image = torch.rand(2, 3, 33, 30)
     with torch.set_grad_enabled(train):

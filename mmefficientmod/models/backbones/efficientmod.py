@@ -41,7 +41,6 @@ from mmefficientmod.models.layers.fast_path import (
     modulation_block,
 )
 from mmefficientmod.models.layers.layout import to_nchw_view, to_nhwc
-from mmefficientmod.models.layers.memory_efficient import multiply
 from mmefficientmod.models.layers.reparam import (
     Reparameterisable,
     parse_reparam,
@@ -176,10 +175,12 @@ class ModulationMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, H, W, C) -> (N, H, W, C)``."""
-        value = self.fc1(x)  # (N, H, W, rC)
+        value = self.fc1(x)
         if self.expand_ratio > 1:
             value = F.gelu(value)
-        return self.fc2(multiply(value, self.context(x)))
+        value = value.unflatten(-1, (self.expand_ratio, -1))  # (N, H, W, r, C)
+        context = self.context(x).unsqueeze(-2)  # (N, H, W, 1, C)
+        return self.fc2((context * value).flatten(-2))
 
 
 class MBConvMlp(nn.Module):

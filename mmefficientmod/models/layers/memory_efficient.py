@@ -134,12 +134,17 @@ def multiply(value: Tensor, context: Tensor) -> Tensor:
     Returns:
         ``(..., rC)``.
     """
-    return (_groups(value, context) * context.unsqueeze(-2)).flatten(-2)
+    groups = _groups(value, context) * context.unsqueeze(-2)
+    return groups.reshape(value.shape)
 
 
 def _groups(value: Tensor, context: Tensor) -> Tensor:
-    """``(..., rC) -> (..., r, C)``, the same memory."""
-    return value.unflatten(-1, (-1, context.shape[-1]))
+    """``(..., rC) -> (..., r, C)``, the same memory.
+
+    By ``reshape``: ``unflatten`` does not run under batched gradients.
+    """
+    groups = value.shape[-1] // context.shape[-1]
+    return value.reshape(*context.shape[:-1], groups, context.shape[-1])
 
 
 class _NormLinear(Function):

@@ -1,0 +1,127 @@
+"""One graph for all inputs: torch.jit.trace, torch.fx, torch.export."""
+
+import pytest
+import torch
+from test_efficientmod import TINY, randomise
+from torch import fx
+from torch.testing import assert_close
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from mmefficientmod import EdgeViT, EfficientMod
+from mmefficientmod.models.backbones.efficientmod import ARCHS, MBCONV_ARCHS
+
+NARROW = dict(dims=(8, 16, 24, 32))
+EDGEVIT = dict(
+    dims=(8, 16, 24, 32),
+    depths=(1, 1, 1, 1),
+    head_dim=8,
+    sr_ratios=(4, 2, 2, 1),
+)
+MODELS = {
+    # The variants' own depths, ratios and stochastic depth; few channels.
+    **{
+        arch: lambda settings=settings: EfficientMod({**settings, **NARROW})
+        for arch, settings in (ARCHS | MBCONV_ARCHS).items()
+    },
+    'reparam': lambda: EfficientMod(TINY, reparam=True),
+    'merged': lambda: EfficientMod(TINY, reparam=True).merge_branches(),
+    'deployed': lambda: EfficientMod(TINY).switch_to_deploy(),
+    'final norm': lambda: EfficientMod(
+        TINY, final_norm=True, out_indices=(1, 3)
+    ),
+    'with_cp': lambda: EfficientMod(TINY, with_cp=True),
+    'one stage': lambda: EfficientMod(TINY, out_indices=2, frozen_stages=1),
+    'EdgeViT': lambda: EdgeViT(EDGEVIT, final_norm=True),
+}
+IMAGE = torch.rand(1, 3, 64, 96)
+OTHERS = torch.rand(2, 3, 97, 66), torch.rand(1, 3, 35, 40)
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    torch.manual_seed(0)
+    return randomise(MODELS[request.param]()).eval()
+
+
+def assert_equal_outputs(traced, model):
+    for image in (IMAGE, *OTHERS):
+        assert_close(tuple(traced(image)), model(image), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('grad_mode', [True, False])
+def test_jit_trace_passes_its_own_check(model, grad_mode):
+    with torch.set_grad_enabled(grad_mode):
+        traced = torch.jit.trace(model, IMAGE)  # checks by default
+    assert_equal_outputs(traced, model)
+    with torch.no_grad():
+        assert_equal_outputs(traced, model)
+
+
+def test_symbolic_trace_equals_the_model(model):
+    traced = fx.symbolic_trace(model)
+    assert_equal_outputs(traced, model)
+    with torch.no_grad():
+        assert_equal_outputs(traced, model)
+
+
+@pytest.mark.parametrize('arch', ['xxs', 'mbconv_xs', 'reparam', 'EdgeViT'])
+def test_symbolic_trace_in_training_mode_has_the_gradients(arch):
+    torch.manual_seed(0)
+    model = randomise(MODELS[arch]()).double().train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = 0.0  # running statistics stay the same
+    traced = fx.symbolic_trace(model)
+    image = torch.rand(2, 3, 65, 50, dtype=torch.double)
+    grads = []
+    for one in (model, traced):
+        loss = sum(x.square().mean() for x in one(image))
+        grads.append(torch.autograd.grad(loss, [*one.parameters()]))
+    names = [name for name, _ in model.named_parameters()]
+    assert names == [name for name, _ in traced.named_parameters()]
+    assert_close(*grads, rtol=1e-6, atol=1e-8)
+
+
+def test_symbolic_trace_in_training_mode_drops_paths():
+    """DropPath is mmcv's, and reads the batch size while it is traced."""
+    model = randomise(EfficientMod(TINY, drop_path_rate=0.5)).train()
+    traced = fx.symbolic_trace(model)
+    torch.manual_seed(0)
+    expected = model(OTHERS[0])
+    torch.manual_seed(0)
+    assert_close(traced(OTHERS[0]), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_feature_extractor_returns_the_stages(model):
+    names = [f'stages.{i}' for i in range(len(model.stages))]
+    extractor = create_feature_extractor(model, names)
+    for image in (IMAGE, *OTHERS):
+        found = extractor(image)
+        x = model.stem(image)
+        for name, stage in zip(names, model.stages, strict=True):
+            x = stage(x)  # (N, H, W, C)
+            assert_close(found[name], x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(
+    torch.__version__ < '2.5', reason='torch.export settled in torch 2.5'
+)
+@pytest.mark.parametrize('grad_mode', [True, False])
+@pytest.mark.parametrize(
+    'name', ['xxs', 'mbconv_xs', 'reparam', 'deployed', 'with_cp', 'EdgeViT']
+)
+def test_export_takes_any_batch_and_size(name, grad_mode):
+    model = randomise(MODELS[name]()).eval()
+    # From 33 pixels on, the last level has more than one position; PyTorch
+    # takes dimensions of size 1 as constant.
+    batch = torch.export.Dim('batch', min=1, max=64)
+    height, width = (
+        torch.export.Dim(x, min=33, max=4096) for x in ('height', 'width')
+    )
+    with torch.set_grad_enabled(grad_mode):
+        exported = torch.export.export(
+            model,
+            (torch.rand(2, 3, 64, 96),),
+            dynamic_shapes=({0: batch, 2: height, 3: width},),
+        )
+    assert_equal_outputs(exported.module(), model)
