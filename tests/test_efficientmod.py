@@ -463,6 +463,34 @@ def test_bad_arguments_are_named(kwargs, message):
         EfficientMod(**kwargs)
 
 
+@pytest.mark.parametrize(
+    ('image', 'message'),
+    [
+        (torch.rand(3, 64, 64), r'batch dimension, as in image\[None\]'),
+        (torch.rand(1, 1, 3, 64, 64), r'the shape \(1, 1, 3, 64, 64\)$'),
+        (torch.rand(1, 1, 64, 64), 'build it with in_channels=1, or convert'),
+        (torch.rand(1, 64, 64, 3), r'images.permute\(0, 3, 1, 2\)'),
+        (
+            torch.zeros(1, 3, 64, 64, dtype=torch.uint8),
+            r'torch.uint8: convert it, as in images.float\(\), and normalise',
+        ),
+        (np.zeros((1, 3, 64, 64), np.float32), 'was given ndarray'),
+    ],
+)
+def test_input_that_is_no_batch_of_images_is_refused(image, message):
+    expected = r'^EfficientMod expects .* \(N, 3, H, W\).*' + message
+    with pytest.raises(ValueError, match=expected):
+        EfficientMod(TINY)(image)
+
+
+def test_channels_of_a_replaced_stem_are_accepted():
+    model = EfficientMod(TINY)
+    model.stem.proj = torch.nn.Conv2d(1, 8, 7, stride=4, padding=3)
+    assert model(torch.rand(1, 1, 32, 32))[0].shape == (1, 8, 8, 8)
+    with pytest.raises(ValueError, match=r'\(N, 1, H, W\)'):
+        model(torch.rand(1, 3, 32, 32))
+
+
 def test_unknown_argument_is_refused():
     with pytest.raises(TypeError, match='drop_rate'):
         EfficientMod('s', drop_rate=0.1)

@@ -30,7 +30,7 @@ from mmefficientmod.models.backbones.base import (
 from mmefficientmod.models.layers.attention import self_attention
 from mmefficientmod.models.layers.fast_path import FastPath, mlp
 from mmefficientmod.models.layers.layout import to_nchw_view, to_nhwc
-from mmefficientmod.models.layers.tracing import is_traced
+from mmefficientmod.models.layers.tracing import is_traced_by_fx_or_jit
 from mmefficientmod.registry import MODELS
 
 # One line for each variant. One position of each window of
@@ -72,8 +72,9 @@ class PatchEmbed(nn.Module):
         Incomplete patches at the bottom and on the right are padded with 0.
         """
         bottom, right = -x.shape[-2] % self.stride, -x.shape[-1] % self.stride
-        # Padding by 0 copies the image; while traced, the size is unknown.
-        if is_traced(x) or bottom or right:
+        # No padding by 0, which would copy x, unless a graph for any size is
+        # recorded.
+        if is_traced_by_fx_or_jit(x) or bottom or right:
             x = F.pad(x, (0, right, 0, bottom))
         return self.norm(to_nhwc(self.proj(x)))
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 
-import torch
 from torch import Tensor, nn
-from torch.fx import Proxy
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
+from mmefficientmod.models.layers.tracing import is_traced_by_fx_or_jit
 from mmefficientmod.torch_private import BatchNorm
 
 
@@ -26,8 +25,7 @@ def recompute(block: nn.Module, x: Tensor) -> Tensor:
         block: A module that returns one tensor.
         x: Its input.
     """
-    recorded = isinstance(x, Proxy) or torch.jit.is_tracing()
-    if recorded or not x.requires_grad:
+    if is_traced_by_fx_or_jit(x) or not x.requires_grad:
         return block(x)
     norms = [m for m in block.modules() if isinstance(m, BatchNorm)]
     contexts = partial(_contexts, norms) if norms else noop_context_fn

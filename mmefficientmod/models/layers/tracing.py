@@ -1,4 +1,8 @@
-"""Whether a forward pass is recorded for later inputs."""
+"""Whether a forward pass is recorded for later inputs.
+
+Operations that are recorded must suit any later input: no branch may depend
+on the input, on its size or on whether it needs a gradient.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,24 @@ from mmefficientmod.torch_private import is_compiling
 
 
 def is_traced(x: Any) -> bool:
-    """Whether the operations on ``x`` are recorded for later inputs.
+    """Whether any tracer of PyTorch records the operations on ``x``.
 
-    So do ``torch.fx``, whose inputs have no values, ``torch.jit.trace``,
-    ``torch.compile`` and ``torch.export``. What is recorded must suit any
-    later input: no branch may depend on the input, its size or whether it
-    needs a gradient.
+    These are ``torch.fx``, ``torch.jit.trace``, ``torch.compile`` and
+    ``torch.export``.
 
     Args:
         x: The input of a module.
     """
-    return is_compiling() or torch.jit.is_tracing() or isinstance(x, Proxy)
+    return is_compiling() or is_traced_by_fx_or_jit(x)
+
+
+def is_traced_by_fx_or_jit(x: Any) -> bool:
+    """Whether ``torch.fx`` or ``torch.jit.trace`` records them.
+
+    These two keep no condition with what they record, while ``torch.compile``
+    and ``torch.export`` check later inputs against the conditions.
+
+    Args:
+        x: The input of a module.
+    """
+    return isinstance(x, Proxy) or torch.jit.is_tracing()
