@@ -419,27 +419,6 @@ def test_empty_batch(grad):
         assert not model.stem.proj.weight.grad.any()
 
 
-@pytest.mark.parametrize('train', [False, True])
-def test_compiles_without_graph_breaks(train):
-    model = randomise(EfficientMod(TINY)).train(train)
-    image = torch.rand(2, 3, 64, 64)
-    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
-    with torch.set_grad_enabled(train):
-        assert_close(compiled(image), model(image), rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.skipif(
-    not hasattr(torch.export, 'export') or torch.__version__ < '2.5',
-    reason='torch.export settled in torch 2.5',
-)
-def test_exports_without_jit():
-    model = randomise(EfficientMod(TINY)).eval()
-    image = torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        exported = torch.export.export(model, (image,)).module()
-        assert_close(exported(image), model(image))
-
-
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [

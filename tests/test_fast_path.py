@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from torch.testing import assert_close
 
 from mmefficientmod import EdgeViT, EfficientMod
+from mmefficientmod.models.backbones import edgevit, efficientmod
 from mmefficientmod.models.backbones.edgevit import Mlp
 from mmefficientmod.models.backbones.efficientmod import (
     ARCHS,
@@ -91,7 +92,8 @@ def plain(monkeypatch):
 
     def call(function, *args):
         with monkeypatch.context() as patch:
-            patch.setattr(FastPath, 'may_run', lambda *_: False)
+            for module in edgevit, efficientmod:
+                patch.setattr(module, 'may_run', lambda *_: False)
             return function(*args)
 
     return call

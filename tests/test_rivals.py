@@ -292,6 +292,17 @@ def test_bad_arguments_are_named(kwargs, message):
         TimmPyramid(**{'model_name': 'repvit_m0_9', **kwargs})
 
 
+def test_input_that_is_no_batch_of_images_is_refused():
+    model = TimmPyramid('mobilenetv2_100', out_indices=0, in_channels=1)
+    for image in (torch.rand(1, 64, 64), torch.rand(1, 3, 64, 64)):
+        with pytest.raises(
+            ValueError, match=r'^mobilenetv2_100 expects .*\(N, 1, H, W\)'
+        ):
+            model(image)
+    with pytest.raises(ValueError, match=r'torch.uint8: convert it'):
+        model(torch.zeros(1, 1, 64, 64, dtype=torch.uint8))
+
+
 def test_unknown_arguments_are_refused():
     with pytest.raises(TypeError, match='drop_path'):
         TimmPyramid('repvit_m0_9', drop_path=0.1)

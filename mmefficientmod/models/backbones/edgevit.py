@@ -28,7 +28,7 @@ from mmefficientmod.models.backbones.base import (
     parse_variant,
 )
 from mmefficientmod.models.layers.attention import self_attention
-from mmefficientmod.models.layers.fast_path import FastPath, mlp
+from mmefficientmod.models.layers.fast_path import FastPath, may_run, mlp
 from mmefficientmod.models.layers.layout import to_nchw_view, to_nhwc
 from mmefficientmod.models.layers.tracing import is_traced_by_fx_or_jit
 from mmefficientmod.registry import MODELS
@@ -95,7 +95,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., C) -> (..., C)``."""
-        if self.fast_path.may_run(self, x):
+        if may_run(self, x):
             return self.fast_path(self, x)
         return self.fc2(F.gelu(self.fc1(x)))
 

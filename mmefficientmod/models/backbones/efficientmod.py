@@ -37,6 +37,7 @@ from mmefficientmod.models.layers.attention import self_attention
 from mmefficientmod.models.layers.fast_path import (
     FastPath,
     attention_block,
+    may_run,
     mbconv_block,
     modulation_block,
 )
@@ -243,7 +244,7 @@ class ModulationBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, H, W, C) -> (N, H, W, C)``."""
-        if self.fast_path.may_run(self, x):
+        if may_run(self, x):
             return self.fast_path(self, x)
         y = self.mlp(self.norm(x))
         if self.gamma is not None:
@@ -326,7 +327,7 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, H, W, C) -> (N, H, W, C)``."""
-        if self.fast_path.may_run(self, x):
+        if may_run(self, x):
             return self.fast_path(self, x)
         shape = x.shape
         x = x.flatten(1, 2)  # (N, L, C)

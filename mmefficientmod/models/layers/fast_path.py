@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,88 +44,94 @@ from mmefficientmod.torch_private import (
 # About the size of a CPU's second-level cache. The speed is not sensitive to
 # it: half or twice makes no difference.
 CHUNK_BYTES = 4 * 2**20
-# The class of a layer in a block, by the layer's name.
-LAYERS: dict[str, type[nn.Module]] = dict(
-    norm=nn.LayerNorm,
-    norm1=nn.LayerNorm,
-    norm2=nn.LayerNorm,
-    f=nn.Linear,
-    conv=nn.Conv2d,
-    g=nn.Linear,
-    fc1=nn.Linear,
-    fc2=nn.Linear,
-    qkv=nn.Linear,
-    proj=nn.Linear,
-)
+# The class of each layer in a block, by the layer's name.
+LAYERS: dict[str, tuple[type[nn.Module]]] = {
+    **dict.fromkeys(('norm', 'norm1', 'norm2'), (nn.LayerNorm,)),
+    **dict.fromkeys(('f', 'g', 'fc1', 'fc2', 'qkv', 'proj'), (nn.Linear,)),
+    'conv': (nn.Conv2d,),
+}
 
 
 class FastPath:
-    """The fast path of one class of blocks.
+    """The fast path of one class of blocks, an attribute of that class.
 
     Args:
-        function: Takes the block and its input ``(N, H, W, C)``, and returns
-            what the block's equation gives.
+        function: Takes the block and its input, and returns what the block's
+            equation gives.
         *classes: The classes of the modules inside the block that hold
-            layers; a block with a subclass in their place is left to its
-            equation.
+            layers. With a subclass in their place, the fast path does not
+            run.
     """
 
     def __init__(
         self,
-        function: Callable[[nn.Module, Tensor], Tensor],
+        function: Callable[[Any, Tensor], Tensor],
         *classes: type[nn.Module],
     ) -> None:
         self.function = function
         self.classes = frozenset(classes)
 
-    def may_run(self, block: nn.Module, x: Tensor) -> bool:
-        """Whether the fast path gives what the block would, and is faster.
+    def __call__(self, block: nn.Module, x: Tensor) -> Tensor:
+        """What the block gives for ``x``; see :func:`may_run`."""
+        return self.function(block, x)
 
-        It does not where a hook, LoRA, quantisation or a subclass changes a
-        module of the block; under ``torch.func`` and while the model is
-        traced or compiled, where what is recorded must not depend on the
-        gradient mode; and for subclasses of Tensor. It is not faster where a
-        weight is frozen but gradients are wanted: then PyTorch's own backward
-        passes save less.
 
-        Args:
-            block: The block.
-            x: Its input.
-        """
-        return not (
-            is_compiling()
-            or torch.jit.is_tracing()
-            or type(x) is not Tensor  # such as a Proxy of torch.fx
-            or is_transformed()
-            or has_global_hooks()
-        ) and self._is_plain(block, torch.is_grad_enabled())
+def may_run(block: nn.Module, x: Tensor) -> bool:
+    """Whether a block's fast path gives what its equation does, and faster.
 
-    def _is_plain(self, module: nn.Module, trained: bool) -> bool:
-        for name, child in module._modules.items():
-            if child is None:
-                continue
-            if name in LAYERS:
-                if not is_plain(child, (LAYERS[name],)) or (
-                    trained and not child.weight.requires_grad
-                ):
-                    return False
-            elif name == 'drop_path':  # is called as a module
-                if has_hooks(child):
-                    return False
-            elif name == 'branches':
-                if not _are_plain_branches(child, trained):
-                    return False
-            elif (
-                type(child) not in self.classes
-                or has_hooks(child)
-                or not self._is_plain(child, trained)
+    It would give something else where a hook, LoRA, quantisation or a
+    subclass changes a module of the block, under ``torch.func``, and for
+    subclasses of Tensor. While the model is traced or compiled, what is
+    recorded must not depend on the gradient mode. And it is not faster where
+    a weight is frozen but gradients are wanted: PyTorch's own backward passes
+    save less then.
+
+    Args:
+        block: A module with an attribute ``fast_path``.
+        x: Its input.
+    """
+    # First, as torch 2.1's Dynamo cannot trace the rest.
+    if is_compiling():
+        return False
+    return not (
+        torch.jit.is_tracing()
+        or type(x) is not Tensor  # such as a Proxy of torch.fx
+        or is_transformed()
+        or has_global_hooks()
+    ) and _is_plain(block, block.fast_path.classes, torch.is_grad_enabled())
+
+
+def _is_plain(
+    module: nn.Module, classes: frozenset[type[nn.Module]], trained: bool
+) -> bool:
+    """Whether all that a module holds is what it was built with.
+
+    Args:
+        module: A block, or a module inside it.
+        classes: Classes of the modules inside the block that hold layers.
+        trained: Whether all weights must want gradients.
+    """
+    for name, child in module._modules.items():
+        if child is None:
+            continue
+        if name in LAYERS:
+            if not is_plain(child, LAYERS[name]) or (
+                trained and not child.weight.requires_grad
             ):
                 return False
-        return True
-
-    def __call__(self, block: nn.Module, x: Tensor) -> Tensor:
-        """What the block gives for ``x``; see :meth:`may_run`."""
-        return self.function(block, x)
+        elif name == 'drop_path':  # is called as a module
+            if has_hooks(child):
+                return False
+        elif name == 'branches':
+            if not _are_plain_branches(child, trained):
+                return False
+        elif (
+            type(child) not in classes
+            or has_hooks(child)
+            or not _is_plain(child, classes, trained)
+        ):
+            return False
+    return True
 
 
 def _are_plain_branches(branches: nn.Module, trained: bool) -> bool:
