@@ -7,6 +7,8 @@ package, and every package may import it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.autograd import forward_ad
 from torch.nn.modules import module as _module
@@ -19,9 +21,11 @@ __all__ = ['BatchNorm', 'has_global_hooks', 'is_compiling', 'is_transformed']
 
 # Whether torch.compile or torch.export is tracing. The public
 # `torch.compiler.is_compiling` came after torch 2.1.
-is_compiling = getattr(torch.compiler, 'is_compiling', None)
-if is_compiling is None:
-    is_compiling = torch._dynamo.is_compiling
+is_compiling: Callable[[], bool] = (
+    torch.compiler.is_compiling
+    if hasattr(torch.compiler, 'is_compiling')
+    else torch._dynamo.is_compiling
+)
 
 
 def is_transformed() -> bool:

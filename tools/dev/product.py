@@ -14,6 +14,8 @@ channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -44,6 +46,8 @@ class Variant(EfficientMod):
 
 class _Mlp(ModulationMlp):
     """As ModulationMlp; a subclass, so that no block takes its fast path."""
+
+    product: Callable[[Tensor, Tensor], Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, H, W, C) -> (N, H, W, C)``."""

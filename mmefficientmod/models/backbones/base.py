@@ -147,14 +147,15 @@ class PyramidBackbone(BaseModule):
             x = stage(x)
             if i in self.out_indices:
                 is_last = i == len(self.stages) - 1
-                has_norm = is_last and self.norm is not None
-                out = self._final_norm(x) if has_norm else x
+                out = x
+                if is_last and self.norm is not None:
+                    out = self._final_norm(self.norm, x)
                 outs.append(to_nchw_view(out).contiguous())
         return tuple(outs)
 
-    def _final_norm(self, x: Tensor) -> Tensor:
+    def _final_norm(self, norm: nn.Module, x: Tensor) -> Tensor:
         """The norm after the last stage, ``(N, H, W, C) -> (N, H, W, C)``."""
-        return self.norm(x)
+        return norm(x)
 
     def get_layer_depth(
         self, param_name: str, prefix: str = ''
@@ -175,7 +176,8 @@ class PyramidBackbone(BaseModule):
         """
         groups = [1] * len(self.stages)
         if len(groups) > 2:
-            groups[2] = math.ceil(len(self.stages[2].blocks) / 3)
+            blocks = self.stages[2].get_submodule('blocks')
+            groups[2] = math.ceil(len(list(blocks.children())) / 3)
         num_layers = 2 + sum(groups)
         if not param_name.startswith(prefix):
             return num_layers - 1, num_layers

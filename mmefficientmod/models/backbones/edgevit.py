@@ -150,7 +150,8 @@ class SparseAttention(nn.Module):
         self.head_dim = head_dim
         self.sr_ratio = sr_ratio
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.spread = self.norm = None
+        self.spread: nn.Module | None = None
+        self.norm: nn.Module | None = None
         if sr_ratio > 1:
             self.spread = nn.ConvTranspose2d(
                 dim, dim, sr_ratio, stride=sr_ratio, groups=dim
@@ -168,7 +169,7 @@ class SparseAttention(nn.Module):
         x = x[:, :: self.sr_ratio, :: self.sr_ratio]
         qkv = self.qkv(norm(x)).flatten(1, 2)
         out = self_attention(qkv, self.head_dim).reshape(x.shape)
-        if self.spread is not None:
+        if self.spread is not None and self.norm is not None:
             out = self.spread(to_nchw_view(out))[:, :, :height, :width]
             out = self.norm(to_nhwc(out))
         return self.proj(out)
@@ -297,8 +298,8 @@ class EdgeViT(PyramidBackbone):
         self.norm = nn.BatchNorm2d(dims[-1]) if final_norm else None
         self._freeze_stages()
 
-    def _final_norm(self, x: Tensor) -> Tensor:
-        return in_nchw(x, self.norm)
+    def _final_norm(self, norm: nn.Module, x: Tensor) -> Tensor:
+        return in_nchw(x, norm)
 
 
 def depthwise_layer(dim: int, kernel_size: int) -> nn.Conv2d:

@@ -118,7 +118,8 @@ class PatchEmbed(nn.Module):
         if in_channels > 4:
             # Weights in channels_last like the input, so no call converts
             # them. The stem's image is NCHW.
-            self.proj.to(memory_format=torch.channels_last)
+            # PyTorch's types do not know `memory_format` of a module.
+            self.proj.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.norm = nn.LayerNorm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -223,7 +224,9 @@ class ModulationBlock(nn.Module):
     mlp_type: ClassVar[type[nn.Module]] = ModulationMlp
     fast_path = FastPath(modulation_block, ModulationMlp, ContextBranch)
     # For deployment: the linear layers that read each norm.
-    layers_after_norm: ClassVar = dict(norm=('mlp.context.f', 'mlp.fc1'))
+    layers_after_norm: ClassVar[dict[str, tuple[str, ...]]] = dict(
+        norm=('mlp.context.f', 'mlp.fc1')
+    )
 
     def __init__(
         self,
@@ -257,7 +260,7 @@ class MBConvBlock(ModulationBlock):
 
     mlp_type = MBConvMlp
     fast_path = FastPath(mbconv_block, MBConvMlp)
-    layers_after_norm: ClassVar = dict(norm=('mlp.fc1',))
+    layers_after_norm = dict(norm=('mlp.fc1',))
 
 
 BLOCKS = dict(modulation=ModulationBlock, mbconv=MBConvBlock)

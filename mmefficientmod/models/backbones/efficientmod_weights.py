@@ -157,7 +157,7 @@ class EfficientModWeights(Deployable):
         return branches
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, *args: Any
+        self, state_dict: Any, prefix: str, *args: Any
     ) -> None:
         # A folded model refuses training weights itself, see Deployable.
         if not self.deployed:
@@ -198,7 +198,8 @@ class EfficientModWeights(Deployable):
                 such as a LoRA or a quantised layer, or has a hook. Nothing is
                 changed then.
         """
-        blocks = [block for stage in self.stages for block in stage.blocks]
+        stages: Iterable[Any] = self.stages
+        blocks = [block for stage in stages for block in stage.blocks]
         folded = {block: _folded_layers(block) for block in blocks}
         for pairs, scaled in folded.values():
             layers = [x for norm, linears in pairs for x in (norm, *linears)]
@@ -219,8 +220,8 @@ class EfficientModWeights(Deployable):
 
 
 def _folded_layers(
-    block: nn.Module,
-) -> tuple[list[tuple[nn.Module, list[nn.Module]]], list[nn.Module]]:
+    block: Any,
+) -> tuple[list[tuple[Any, list[Any]]], list[Any]]:
     """Each norm with the layers that read it, and the layers to be scaled."""
     pairs = [
         (block.get_submodule(norm), [block.get_submodule(x) for x in linears])

@@ -18,6 +18,8 @@ Importing this module needs timm.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +78,8 @@ class Attention2d(v2.Attention2d):
         if self.stride_conv is not None:
             x = self.stride_conv(x)
         size = x.shape[2:]
-        bias = relative_bias(self.attention_biases, self.resolution, size)
+        resolution = cast('Sequence[int]', self.resolution)
+        bias = relative_bias(self.attention_biases, resolution, size)
         value = self.v(x)
         q, k, v = (
             y.unflatten(1, (self.num_heads, -1)).flatten(3)  # (N, heads, d, L)
@@ -121,8 +124,8 @@ ANY_SIZE: dict[type, type] = {
 
 def relative_bias(
     table: Tensor,
-    trained: tuple[int, int],
-    size: tuple[int, int],
+    trained: Sequence[int],
+    size: Sequence[int],
     stride: int = 1,
 ) -> Tensor:
     """The bias of each query for each key, from the table of offsets.

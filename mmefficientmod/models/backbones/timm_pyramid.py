@@ -372,7 +372,7 @@ def flat(name: str) -> str:
     return name.replace('.', '_')
 
 
-def create_model(name: str, options: Mapping[str, Any]) -> nn.Module:
+def create_model(name: str, options: Mapping[str, Any]) -> Any:
     """A classifier of timm, with random weights by default.
 
     Args:
@@ -447,7 +447,7 @@ def find_levels(model: nn.Module, name: str) -> list[dict[str, Any]]:
     return [levels[stride] for stride in STRIDES]
 
 
-def enable_checkpointing(model: nn.Module, name: str) -> None:
+def enable_checkpointing(model: Any, name: str) -> None:
     """Have timm recompute activations in the backward pass.
 
     Raises:

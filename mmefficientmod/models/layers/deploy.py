@@ -86,7 +86,7 @@ def switch_to_deploy(model: nn.Module) -> list[str]:
     Returns:
         Names of the modules that were folded.
     """
-    names = []
+    names: list[str] = []
     for name, module in list(model.named_modules()):
         # Skip children of a module that is already folded.
         inside = any(not x or name.startswith(f'{x}.') for x in names)
@@ -127,5 +127,5 @@ def fold_scale(linear: nn.Linear, scale: Tensor) -> None:
         linear: From any number of channels to C.
         scale: ``(C,)``.
     """
-    linear.weight *= scale[:, None]
-    linear.bias *= scale
+    linear.weight.mul_(scale[:, None])
+    linear.bias.mul_(scale)

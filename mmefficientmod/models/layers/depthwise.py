@@ -68,7 +68,7 @@ class _DepthwiseConv(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = [
+        tensors: list[Any] = [
             t if t is None else t.to(ctx.dtype) for t in ctx.saved_tensors
         ]
         if torch.is_grad_enabled():

@@ -76,7 +76,7 @@ class FastPath:
         return self.function(block, x)
 
 
-def may_run(block: nn.Module, x: Tensor) -> bool:
+def may_run(block: Any, x: Tensor) -> bool:
     """Whether a block's fast path gives what its equation does, and faster.
 
     It would give something else where a hook, LoRA, quantisation or a
@@ -134,7 +134,7 @@ def _is_plain(
     return True
 
 
-def _are_plain_branches(branches: nn.Module, trained: bool) -> bool:
+def _are_plain_branches(branches: Any, trained: bool) -> bool:
     """The same for parallel branches, whose norms are called as modules."""
     return (
         type(branches) is ParallelBranches
@@ -155,7 +155,7 @@ def _are_plain_branches(branches: nn.Module, trained: bool) -> bool:
     )
 
 
-def modulation_block(block: nn.Module, x: Tensor) -> Tensor:
+def modulation_block(block: Any, x: Tensor) -> Tensor:
     """``x + gamma * fc2(ctx(y) * GELU(fc1(y)))`` with ``y = norm(x)``.
 
     Args:
@@ -194,7 +194,7 @@ def modulation_block(block: nn.Module, x: Tensor) -> Tensor:
     return out if residual is x else x + block.drop_path(out)
 
 
-def _context(context: nn.Module, x: Tensor) -> Tensor:
+def _context(context: Any, x: Tensor) -> Tensor:
     """``g(GELU(conv(x)))``, ``(N, H, W, C)``, with branches beside conv."""
     x = to_nchw_view(x)
     out = depthwise_conv(x, context.conv)
@@ -205,7 +205,7 @@ def _context(context: nn.Module, x: Tensor) -> Tensor:
     return gelu_linear(to_nhwc(out), context.g)
 
 
-def mbconv_block(block: nn.Module, x: Tensor) -> Tensor:
+def mbconv_block(block: Any, x: Tensor) -> Tensor:
     """``x + gamma * fc2(GELU(conv(GELU(fc1(norm(x))))))``.
 
     Args:
@@ -223,7 +223,7 @@ def mbconv_block(block: nn.Module, x: Tensor) -> Tensor:
     return out if residual is x else x + block.drop_path(out)
 
 
-def attention_block(block: nn.Module, x: Tensor) -> Tensor:
+def attention_block(block: Any, x: Tensor) -> Tensor:
     """``y + mlp(norm2(y))`` with ``y = x + attn(norm1(x))``.
 
     Args:
@@ -242,12 +242,12 @@ def attention_block(block: nn.Module, x: Tensor) -> Tensor:
     return x.view(shape)
 
 
-def mlp(block: nn.Module, x: Tensor) -> Tensor:
+def mlp(block: Any, x: Tensor) -> Tensor:
     """``fc2(GELU(fc1(x)))``, ``(..., C) -> (..., C)``."""
     return gelu_linear(block.fc1(x), block.fc2)
 
 
-def _drops_paths(block: nn.Module) -> bool:
+def _drops_paths(block: Any) -> bool:
     """Whether stochastic depth is active, before the residual is added."""
     return block.training and not isinstance(block.drop_path, nn.Identity)
 

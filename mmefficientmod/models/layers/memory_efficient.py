@@ -182,7 +182,7 @@ class _NormLinear(Function):
             x, x.shape[-1:], weight, bias, ctx.eps
         )
         rows = y.to(ctx.dtype).flatten(0, -2)
-        grad_y = None
+        grad_y: Any = None
         found: list[Tensor | None] = []
         for grad, w, b in zip(grads, params[::2], params[1::2], strict=True):
             grad = grad.reshape(-1, grad.shape[-1])
@@ -210,11 +210,12 @@ def _norm_linear(
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, ...]:
     x = F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    given: Sequence[Any] = params
     if dtype is not None:
-        x, *params = (t if t is None else t.to(dtype) for t in (x, *params))
+        x = x.to(dtype)
+        given = [t if t is None else t.to(dtype) for t in params]
     return tuple(
-        F.linear(x, w, b)
-        for w, b in zip(params[::2], params[1::2], strict=True)
+        F.linear(x, w, b) for w, b in zip(given[::2], given[1::2], strict=True)
     )
 
 
@@ -248,7 +249,9 @@ class _ProductLinear(Function):
         grad_residual = None if ctx.dtype is None else grad.to(ctx.dtype)
         if torch.is_grad_enabled():
             *found, none = differentiate(
-                lambda *tensors: _product_linear(*tensors, None, ctx.activate),
+                lambda value, context, weight, bias, scale: _product_linear(
+                    value, context, weight, bias, scale, None, ctx.activate
+                ),
                 ctx.saved_tensors,
                 (grad,),
                 nones=(5,),
@@ -330,10 +333,13 @@ def differentiate(
     present = [x is not None for x in tensors]
 
     def plain(*given: Tensor) -> Any:
-        given = iter(given)
-        return function(*(next(given) if there else None for there in present))
+        tensors = iter(given)
+        return function(
+            *(next(tensors) if there else None for there in present)
+        )
 
-    outs, backward = torch.func.vjp(
+    # PyTorch types the result as if there were always an auxiliary output.
+    outs, backward, *_ = torch.func.vjp(
         plain, *(x for x in tensors if x is not None)
     )
     found = iter(backward(grads if isinstance(outs, tuple) else grads[0]))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -145,6 +146,9 @@ class ParallelBranches(nn.ModuleDict):
         """``(N, C, H, W) -> (N, C, H, W)``."""
         return functools.reduce(torch.add, [b(x) for b in self.values()])
 
+    def _branches(self) -> Iterable[Branch]:
+        return cast('Iterable[Branch]', self.values())
+
     def check_mergeable(self, conv: nn.Conv2d) -> None:
         """Raise if merging would change the outputs.
 
@@ -155,7 +159,7 @@ class ParallelBranches(nn.ModuleDict):
             RuntimeError: If a convolution is more than its weights, or a
                 norm is not a batch norm with weight and statistics.
         """
-        for branch in self.values():
+        for branch in self._branches():
             for layer in (conv, branch.conv):
                 if layer is not None and not is_plain(layer):
                     raise RuntimeError(
@@ -184,13 +188,13 @@ class ParallelBranches(nn.ModuleDict):
         sees the same zero padding there, before any norm.
         """
         weight, bias = exact(conv.weight), exact(conv.bias)
-        for branch in self.values():
+        for branch in self._branches():
             kernel, shift = branch.as_convolution()
             margin = (weight.shape[-1] - kernel.shape[-1]) // 2
             weight = weight + F.pad(kernel, [margin] * 4)
             bias = bias + shift
         conv.weight.copy_(weight)
-        conv.bias.copy_(bias)
+        cast(Tensor, conv.bias).copy_(bias)
 
 
 class Reparameterisable(nn.Module):
@@ -219,6 +223,10 @@ class Reparameterisable(nn.Module):
             self.branches = None
 
 
-def exact(x: Tensor) -> Tensor:
-    """A detached copy in float64, on the CPU: some devices lack float64."""
+def exact(x: Any) -> Tensor:
+    """A detached copy in float64, on the CPU: some devices lack float64.
+
+    Args:
+        x: A tensor.
+    """
     return x.detach().to('cpu', torch.float64)
