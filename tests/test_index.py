@@ -1,4 +1,4 @@
-"""The model index: it names what is there, with the figures that are true."""
+"""The model index: its entries, figures, results and weights."""
 
 import copy
 import re
@@ -27,37 +27,20 @@ CONFIGS = sorted(
 OWN = [p for p in CONFIGS if 'efficientmod_' in p.stem]
 RIVALS = [p for p in CONFIGS if p not in OWN]
 PAGE = 'https://github.com/ma-xu/EfficientMod'
-# As the paper prints them: ImageNet top-1 without and with distillation, box
-# and mask AP of Mask R-CNN 1x, mIoU of Semantic FPN.
-IMAGENET = dict(
-    xxs=(76.0, 77.1), xs=(78.3, 79.4), s=(81.0, 81.9), s_conv=(80.5, 81.5)
-)  # fmt: skip
-COCO = dict(s=(43.6, 40.3), s_conv=(42.1, 38.5))
-ADE20K = dict(s=46.0, s_conv=43.5)
-# Table 7 of the paper, and who else published results of the same kind.
-RIVALS_COCO = {
-    'resnet18': (34.0, 31.2),
-    'poolformer_s12': (37.3, 34.6),
-    'efficientformer_l1': (37.9, 35.4),
-    'pvt_v2_b1': (41.8, 38.8),
-    'efficientformerv2_s2': (43.4, 39.5),
-    'repvit_m1_1': (39.8, 37.2),
-    'repvit_m1_5': (41.6, 38.6),
+# Metrics of the published results, by the folder of the config: for each task
+# and data set, their names.
+METRICS = {
+    'cls': {('Image Classification', 'ImageNet-1k'): ['Top 1 Accuracy']},
+    'det': {
+        ('Object Detection', 'COCO'): ['box AP'],
+        ('Instance Segmentation', 'COCO'): ['mask AP'],
+    },
+    'seg': {('Semantic Segmentation', 'ADE20K'): ['mIoU']},
 }
-RIVALS_ADE20K = {
-    'resnet18': 32.9,
-    'poolformer_s12': 37.2,
-    'efficientformer_l1': 38.9,
-    'pvt_v2_b1': 42.5,
-    'efficientformerv2_s2': 42.4,
-    'repvit_m1_1': 40.6,
-    'repvit_m1_5': 43.6,
-    'van_tiny': 38.5,
-    'van_small': 42.9,
-    'edgevit_xs': 41.4,
-}
-# The rest of that table: millions of parameters of Mask R-CNN and Semantic
-# FPN. Their ResNet-18 and PVT-Tiny are those of the toolboxes, see below.
+# Configs of models that nobody has trained.
+UNTRAINED = re.compile('reparam|100e|finetune|retinanet|mbconv')
+# Table 7 of the paper: millions of parameters of Mask R-CNN and Semantic FPN.
+# Its ResNet-18 and PVT-Tiny are those of the toolboxes, see below.
 TABLE_7 = {
     'poolformer_s12': (31.6, 15.7),
     'efficientformer_l1': (31.5, 15.6),
@@ -66,30 +49,6 @@ TABLE_7 = {
     'efficientmod_s_conv': (32.6, 16.7),
     'efficientmod_s': (32.6, 16.7),
 }
-
-
-def published():
-    """For each config with published results, (task, data set) to metrics."""
-    table = {}
-    for arch, (plain, distilled) in IMAGENET.items():
-        for name, top1 in ('', plain), ('_distill', distilled):
-            table[f'efficientmod_{arch}{name}_in1k'] = {
-                ('Image Classification', 'ImageNet-1k'): {
-                    'Top 1 Accuracy': top1
-                }
-            }
-    coco = {f'efficientmod_{arch}': ap for arch, ap in COCO.items()}
-    for name, (box, mask) in {**coco, **RIVALS_COCO}.items():
-        table[f'mask_rcnn_{name}_fpn_1x_coco'] = {
-            ('Object Detection', 'COCO'): {'box AP': box},
-            ('Instance Segmentation', 'COCO'): {'mask AP': mask},
-        }
-    ade20k = {f'efficientmod_{arch}': miou for arch, miou in ADE20K.items()}
-    for name, miou in {**ade20k, **RIVALS_ADE20K}.items():
-        table[f'fpn_{name}_ade20k'] = {
-            ('Semantic Segmentation', 'ADE20K'): {'mIoU': miou}
-        }
-    return table
 
 
 def metafiles():
@@ -109,7 +68,7 @@ def entries():
     }
 
 
-def test_index_and_files_agree():
+def test_index_has_one_entry_for_each_config():
     names = [
         model['Name']
         for content in metafiles().values()
@@ -136,25 +95,47 @@ def test_every_entry_is_in_a_collection_of_its_file():
     assert len(set(names)) == len(names)
 
 
-def test_results_are_the_published_ones_and_say_so():
-    found = {}
+def test_results_say_who_published_them():
+    """The model index is the only place of these figures."""
+    assert any('Results' in model for model in entries().values())
     for name, model in entries().items():
-        if 'Results' in model:
-            assert 'not reproduced' in model['Results Published By']
-            found[name] = {
-                (r['Task'], r['Dataset']): r['Metrics']
-                for r in model['Results']
-            }
-        else:
+        if 'Results' not in model:
             assert 'Results Published By' not in model
+            assert 'Results Recipe' not in model
+            continue
+        assert not UNTRAINED.search(name)
+        assert 'not reproduced' in model['Results Published By']
         # Ours were trained by the recipe of the config.
-        others = 'Results' in model and 'efficientmod_' not in name
-        assert ('Results Recipe' in model) == others
-    assert found == published()
+        assert ('Results Recipe' in model) == ('efficientmod_' not in name)
+        metrics = {
+            (r['Task'], r['Dataset']): list(r['Metrics'])
+            for r in model['Results']
+        }
+        assert metrics == METRICS[Path(model['Config']).parent.name]
 
 
-def test_weights_are_where_the_authors_keep_them():
-    # A file for each classifier: distilled, but for s_conv.
+def test_results_are_plausible():
+    for name, model in entries().items():
+        metrics = {
+            metric: value
+            for result in model.get('Results', [])
+            for metric, value in result['Metrics'].items()
+        }
+        for value in metrics.values():
+            assert 10 < value < 90, name
+            assert round(value, 1) == value, name  # as papers print them
+        if 'mask AP' in metrics:
+            assert metrics['mask AP'] < metrics['box AP'], name
+        if '_distill_' in name:
+            (plain,) = entries()[name.replace('_distill', '')]['Results']
+            assert (
+                metrics['Top 1 Accuracy']
+                > (plain['Metrics']['Top 1 Accuracy'])
+            )
+
+
+def test_weights_name_the_authors_page():
+    # One file for each classifier: the distilled one, but for s_conv.
     without = {
         f'efficientmod_{arch}_in1k'
         for arch in ('xxs', 'xs', 's', 's_conv_distill')
@@ -162,7 +143,7 @@ def test_weights_are_where_the_authors_keep_them():
     for path in OWN:
         name, model = path.stem, entries()[path.stem]
         assert 'Weights' not in model
-        has_weights = name in published() and name not in without
+        has_weights = 'Results' in model and name not in without
         assert ('Original Weights' in model) == has_weights
         if has_weights:
             assert model['Original Weights']['Page'] == PAGE
@@ -178,7 +159,10 @@ def test_weights_are_where_the_authors_keep_them():
 
 @pytest.fixture(scope='module')
 def files_of_mmpretrain():
-    """Paths of its checkpoints, which its two forks keep on other hosts."""
+    """Paths of MMPretrain's checkpoints.
+
+    Without the host, which differs between the two stacks.
+    """
     folder = Path(mmpretrain.__file__).parent / '.mim/configs'
     return {
         urlsplit(model['Weights']).path
@@ -190,7 +174,7 @@ def files_of_mmpretrain():
 
 
 @pytest.mark.parametrize('path', RIVALS, ids=lambda p: p.stem)
-def test_weights_to_start_from_are_there(path, files_of_mmpretrain):
+def test_pretrained_weights_of_rivals_exist(path, files_of_mmpretrain):
     model = entries()[path.stem]
     assert not {'Weights', 'Original Weights'} & {*model}
     backbone = Config.fromfile(path).model.backbone
@@ -203,10 +187,10 @@ def test_weights_to_start_from_are_there(path, files_of_mmpretrain):
         assert urlsplit(weights).path in files_of_mmpretrain
         assert f'-{backbone.arch}_' in weights
     else:
-        assert weights is None  # of ours, nobody has any
+        assert weights is None  # nobody published weights of our own code
 
 
-def test_readers_of_the_format_parse_it():
+def test_modelindex_library_parses_it():
     index = load(str(ROOT / 'model-index.yml'))
     index.build_models_with_collections()
     assert len(index.models) == len(CONFIGS)
@@ -226,7 +210,7 @@ def test_readers_of_the_format_parse_it():
         assert results == entry.get('Results', [])
 
 
-def test_mmpretrain_gets_a_classifier_by_its_name(monkeypatch):
+def test_mmpretrain_builds_classifiers_by_name(monkeypatch):
     from mmpretrain.apis import model as api
 
     hub = api.ModelHub
@@ -237,7 +221,7 @@ def test_mmpretrain_gets_a_classifier_by_its_name(monkeypatch):
     names = api.list_models('efficientmod_*_in1k')
     assert names == sorted(
         f'efficientmod_{arch}{kind}_in1k'
-        for arch in IMAGENET
+        for arch in ('xxs', 'xs', 's', 's_conv')
         for kind in ('', '_distill', '_reparam', '_100e')
         if kind != '_reparam' or arch in ('s', 's_conv')
     )
@@ -247,7 +231,7 @@ def test_mmpretrain_gets_a_classifier_by_its_name(monkeypatch):
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
-def test_metadata_is_what_the_config_says(path):
+def test_metadata_agrees_with_the_config(path):
     cfg = Config.fromfile(path)
     data = entries()[path.stem]['Metadata']
     height, width = input_size(cfg)
@@ -261,7 +245,7 @@ def test_metadata_is_what_the_config_says(path):
         assert data['Iterations'] == cfg.train_cfg.max_iters
 
 
-# Of the others, the tool counts them together with the FLOPs.
+# For the other configs, parameters are counted together with the FLOPs.
 COUNTED = [p for p in RIVALS if p.parent.name == 'seg'] + [
     p for p in CONFIGS if p.parent.name == 'det'
 ]
@@ -280,14 +264,14 @@ COUNTED = [p for p in RIVALS if p.parent.name == 'seg'] + [
         for path in COUNTED
     ],
 )
-def test_parameters(path):
+def test_parameters_are_those_of_the_model(path):
     model = build_model(Config.fromfile(path))
     data = entries()[path.stem]['Metadata']
     assert data['Parameters'] == sum(p.numel() for p in model.parameters())
 
 
-# At 800 x 1280, detectors take long, and the rivals are many; those that train
-# the plain classifier in another way are no other model.
+# Detectors at 800 x 1280 take long, and the rivals are many. The others train
+# the plain classifier in another way, and it is counted already.
 SLOW = [p for p in CONFIGS if re.search('_(100e|distill|finetune)_', p.stem)]
 
 
@@ -302,7 +286,7 @@ SLOW = [p for p in CONFIGS if re.search('_(100e|distill|finetune)_', p.stem)]
         for path in CONFIGS
     ],
 )
-def test_figures_are_what_the_tool_counts(path):
+def test_parameters_and_flops_are_those_that_the_tool_counts(path):
     cfg = Config.fromfile(path)
     data = entries()[path.stem]['Metadata']
     result = measure(build_model(cfg), input_size(cfg))
@@ -310,11 +294,10 @@ def test_figures_are_what_the_tool_counts(path):
 
 
 def printed(params):
-    """Millions, as the paper prints them.
+    """Millions as the paper prints them: rounded to two decimals, then one.
 
-    The counter of the OpenMMLab of its time, mmcv's
-    ``get_model_complexity_info``, counts what is trained and prints two
-    decimals; the table has one.
+    Its counter, mmcv's ``get_model_complexity_info``, counts the parameters
+    that are trained and prints two decimals; the table has one.
     """
     for digits in '1e-2', '1e-1':
         params = params.quantize(Decimal(digits), ROUND_HALF_UP)
@@ -332,14 +315,14 @@ def test_parameters_are_those_of_table_7(name):
 
 
 def count(cfg):
-    """Parameters in all, and those that are trained."""
+    """All parameters of a model, and those that are trained."""
     parameters = list(build_model(cfg).parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     return sum(p.numel() for p in parameters), trained
 
 
-def test_table_7_has_stock_resnets():
-    """Two rows that ours cannot equal, and by what they differ."""
+def test_resnets_of_table_7_are_stock_ones():
+    """Two rows that differ from ours, and the layers that make it so."""
     channels = [64, 128, 256, 512]
     cfg = load_config('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py')
     cfg.model.backbone.update(depth=18, init_cfg=None)
@@ -368,8 +351,8 @@ def test_table_7_has_stock_resnets():
         ('seg/fpn_efficientmod_s_ade20k.py', 17.0),
     ],
 )
-def test_pvt_tiny_of_table_7(config, expected):
-    """A stock backbone without a name of ours."""
+def test_pvt_tiny_has_the_parameters_of_table_7(config, expected):
+    """A stock backbone that has no name in BACKBONES."""
     pvt = dict(type='mmdet.PyramidVisionTransformer', num_layers=[2, 2, 2, 2])
     cfg = swap_backbone(load_config(str(ROOT / 'configs' / config)), pvt)
     assert printed(Decimal(count(cfg)[1]) / 10**6) == expected
