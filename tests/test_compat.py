@@ -4,15 +4,13 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 from packaging.requirements import Requirement
 
 from mmefficientmod import compat
 from mmefficientmod.compat import check_environment
-
-ROOT = Path(__file__).resolve().parents[1]
 
 # The versions that the locks pin.
 TORCH = {'torch': '2.13.0', 'torchvision': '0.28.0'}

@@ -5,16 +5,15 @@ import math
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import OFFICIAL, ROOT, assert_matches, official_weights
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
-from test_efficientmod import OFFICIAL, assert_matches, official_weights
 from timm.data.constants import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -35,7 +34,6 @@ from mmefficientmod.models.backbones.efficientmod_weights import (
 from mmefficientmod.swap import backbone, levels
 from mmefficientmod.swap.probe import probe
 
-ROOT = Path(__file__).parents[1]
 CONFIGS = {
     task: sorted((ROOT / 'configs' / task).glob('*efficientmod_*.py'))
     for task in ('seg', 'det', 'cls')

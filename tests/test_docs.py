@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import ROOT
 
 from mmefficientmod.swap.names import BACKBONES
 
-ROOT = Path(__file__).parents[1]
 PAGES = [
     *(ROOT / name for name in ('README.md', 'CONTRIBUTING.md')),
     *sorted((ROOT / 'docs').glob('*.md')),

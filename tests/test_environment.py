@@ -8,11 +8,10 @@ from pathlib import Path
 import mmcv
 import pytest
 import torch
+from helpers import ROOT
 
 from mmefficientmod import __version__, compat
 from mmefficientmod.environment import bug_report, machine
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_module(*folders):

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import mmpretrain
 import pytest
 import yaml
+from helpers import ROOT
 from mmengine.config import Config
 from modelindex.load_model_index import load
 from timm.models import get_pretrained_cfg
@@ -18,7 +19,6 @@ from mmefficientmod.analysis.complexity import measure
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.toolbox import build_model, input_size
 
-ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(
     path
     for path in (ROOT / 'configs').glob('*/*.py')

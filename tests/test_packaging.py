@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import ROOT
 from packaging.requirements import Requirement
 
 from mmefficientmod import __version__, compat
 
-ROOT = Path(__file__).resolve().parents[1]
 MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
 STACKS = tuple(compat.STACKS)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+from helpers import ROOT
 from torch.testing import assert_close
 
 from mmefficientmod import EfficientMod, cli
@@ -19,7 +20,6 @@ from mmefficientmod.apis.inference import build_inferencer, draw_predictions
 from mmefficientmod.datasets import DataError
 from mmefficientmod.models.backbones import efficientmod
 
-ROOT = Path(__file__).parents[1]
 CONFIG = 'mmefficientmod::seg/fpn_efficientmod_xxs_ade20k.py'
 # Two steps of two images, and validation on what there is.
 SHORT = ['train_cfg.max_iters=2', 'train_dataloader.batch_size=2']

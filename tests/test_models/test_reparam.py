@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT, TINY, official_weights, randomise
 from mmengine.config import Config
 from mmengine.model import (
     ExponentialMovingAverage,
@@ -15,7 +16,6 @@ from mmengine.model import (
     revert_sync_batchnorm,
 )
 from mmengine.runner.checkpoint import load_state_dict
-from test_efficientmod import TINY, official_weights, randomise
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
@@ -27,7 +27,6 @@ from mmefficientmod.config.toolbox import build_model
 from mmefficientmod.models.backbones.efficientmod import ContextBranch
 from mmefficientmod.models.layers.deploy import switch_to_deploy
 
-ROOT = Path(__file__).parents[1]
 KINDS = [(3, 'identity'), (5, 3, 1, 'identity'), ('identity',), [5]]
 IMAGE = torch.rand(2, 3, 70, 64, generator=torch.Generator().manual_seed(2))
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from test_efficientmod import randomise
+from helpers import randomise
 from torch.testing import assert_close
 
 from mmefficientmod import EfficientMod

@@ -5,9 +5,9 @@ import argparse
 import numpy as np
 import pytest
 import torch
+from helpers import OFFICIAL, assert_matches, official_weights
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS, init_default_scope
-from test_efficientmod import OFFICIAL, assert_matches, official_weights
 from torch.testing import assert_close
 
 from mmefficientmod import EfficientMod

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from helpers import ROOT, TINY
 from huggingface_hub import constants as hub
 from mmengine.model import (
     BaseDataPreprocessor,
@@ -31,15 +32,7 @@ from mmefficientmod.models.distill import Distillation, Teacher
 from mmefficientmod.models.distill.teacher import DEIT_TEACHER
 from mmefficientmod.swap.backbone import swap_backbone
 
-ROOT = Path(__file__).parents[1]
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
-TINY = dict(
-    dims=(8, 16, 24, 32),
-    depths=(1, 1, 1, 1),
-    attn_depths=(0, 0, 1, 1),
-    expand_ratios=(2,),
-    attn_mlp_ratios=(2, 2, 2, 2),
-)
 CLASSES = 5
 
 

@@ -1,10 +1,10 @@
 """Published accuracies: each is written down in one place."""
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
+from helpers import ROOT
 
 from mmefficientmod.benchmark.published import (
     IMAGENET_TOP1,
@@ -12,8 +12,6 @@ from mmefficientmod.benchmark.published import (
     published_accuracies,
 )
 from mmefficientmod.swap.names import BACKBONES
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope='module')

@@ -1,10 +1,10 @@
 """The authors' EfficientMod beside ours."""
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 from torch import nn
 from torch.testing import assert_close
 
@@ -12,8 +12,6 @@ from mmefficientmod import EfficientMod
 from mmefficientmod.benchmark.model_specs import parse_model_spec
 from mmefficientmod.benchmark.official import weights_key
 from mmefficientmod.models.backbones.efficientmod import ModulationMlp
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_all_models_of_a_variant_have_the_same_weights(place):

@@ -1,15 +1,19 @@
 """The backbone: numbers, gradients, shapes and every option's effect."""
 
 import copy
-import functools
-import json
 import math
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import (
+    OFFICIAL,
+    TINY,
+    assert_matches,
+    official_model,
+    official_weights,
+    randomise,
+)
 from mmengine.runner.checkpoint import load_state_dict
 from torch.testing import assert_close
 
@@ -22,76 +26,6 @@ from mmefficientmod.models.backbones.efficientmod import (
 from mmefficientmod.models.backbones.efficientmod_weights import (
     rename_official_keys,
 )
-
-VECTORS = json.loads(
-    (Path(__file__).parent / 'data/official_vectors.json').read_text()
-)
-OFFICIAL = {
-    'xxs': VECTORS['efficientMod_xxs'],
-    'xs': VECTORS['efficientMod_xs'],
-    's': VECTORS['efficientMod_s'],
-    's_conv': VECTORS['efficientMod_s_Conv'],
-}
-TINY = dict(
-    dims=(8, 16, 24, 32),
-    depths=(2, 2, 1, 1),
-    attn_depths=(0, 0, 1, 1),
-    expand_ratios=(1, 3),
-    attn_mlp_ratios=(2, 2, 2, 2),
-)
-
-
-@functools.cache
-def official_weights(arch):
-    """The authors' checkpoint, rebuilt as the vectors' README says."""
-    weights = {}
-    for key, shape in OFFICIAL[arch]['state_dict'].items():
-        rng = np.random.default_rng(zlib.crc32(key.encode()))
-        w = rng.standard_normal(shape)
-        if len(shape) >= 2:
-            w = w / math.sqrt(math.prod(shape[1:]))
-        elif key.endswith(('norm.weight', 'norm1.weight', 'norm2.weight')):
-            w = 1 + 0.1 * w
-        elif key.endswith('gamma_1'):
-            w = 0.5 * w
-        else:
-            w = 0.1 * w
-        weights[key] = torch.from_numpy(np.asarray(w))
-    return weights
-
-
-def official_model(arch, dtype=torch.float64, **kwargs):
-    model = EfficientMod(arch, **kwargs).to(dtype)
-    weights = rename_official_keys(official_weights(arch))
-    own = {k: v for k, v in weights.items() if k in model.state_dict()}
-    model.load_state_dict(own)
-    return model.eval()
-
-
-def randomise(model, seed=0):
-    """Weights far from the initial ones: no branch stays silent."""
-    generator = torch.Generator().manual_seed(seed)
-    for p in model.parameters():
-        noise = torch.randn(p.shape, generator=generator).to(p)
-        if p.ndim > 1:
-            p.data = noise / math.sqrt(p[0].numel())
-        else:
-            p.data = 0.5 + 0.2 * noise
-    return model
-
-
-def assert_matches(output, vector, tolerance):
-    assert list(output.shape) == vector['shape']
-    scale = max(abs(v) for v in vector['samples'])
-    index = np.linspace(0, output.numel() - 1, 48).astype(int)
-    expected = torch.tensor(vector['samples'], dtype=torch.float64)
-    got = output.reshape(-1)[index].double()
-    assert_close(got, expected, rtol=0, atol=tolerance * scale)
-    std = output.double().std(unbiased=False).item()
-    assert output.double().mean().item() == pytest.approx(
-        vector['mean'], abs=tolerance * vector['std']
-    )
-    assert std == pytest.approx(vector['std'], rel=tolerance)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_efficientmod import TINY, randomise
+from helpers import TINY, randomise
 from torch import fx
 from torch.testing import assert_close
 from torchvision.models.feature_extraction import create_feature_extractor

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import load_pretrained, randomise
 from mmengine.registry import MODELS as ROOT_MODELS
-from test_efficientmod import randomise
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
@@ -382,13 +382,7 @@ def test_layer_depth_grows_with_the_network(arch):
 
 
 def build(path, **kwargs):
-    model = EdgeViT(
-        TINY,
-        init_cfg=dict(type='Pretrained', checkpoint=str(path)),
-        **kwargs,
-    )
-    model.init_weights()
-    return model
+    return load_pretrained(EdgeViT, path, TINY, **kwargs)
 
 
 @pytest.mark.parametrize('prefix', ['', 'backbone.'])

@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+from helpers import TINY, load_pretrained
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel, PretrainedInit
 from torch import nn
@@ -17,14 +18,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from mmefficientmod import EfficientMod
 from mmefficientmod.checkpoint.loading import load_strictly, load_whole
 from mmefficientmod.checkpoint.reading import CheckpointError, read_checkpoint
-
-TINY = dict(
-    dims=(8, 16, 24, 32),
-    depths=(1, 1, 1, 1),
-    attn_depths=(0, 0, 1, 1),
-    expand_ratios=(2,),
-    attn_mlp_ratios=(2, 2, 2, 2),
-)
 
 
 def to_official(name):
@@ -57,14 +50,7 @@ def official(source):
 
 
 def build(path, arch=TINY, **kwargs):
-    options = {k: kwargs.pop(k) for k in ('prefix', 'use_ema') if k in kwargs}
-    model = EfficientMod(
-        arch,
-        init_cfg=dict(type='Pretrained', checkpoint=str(path), **options),
-        **kwargs,
-    )
-    model.init_weights()
-    return model
+    return load_pretrained(EfficientMod, path, arch, **kwargs)
 
 
 def assert_loaded(model, source):

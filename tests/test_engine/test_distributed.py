@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT, TINY
 from mmengine.device import get_device
 from mmengine.model import convert_sync_batchnorm
 from mmengine.model.wrappers import MMFullyShardedDataParallel
@@ -31,18 +32,10 @@ from mmefficientmod.engine.runner import (
     limit_workers,
 )
 
-ROOT = Path(__file__).parents[1]
 SEG = 'mmefficientmod::seg/fpn_efficientmod_xxs_ade20k.py'
 DET = 'mmefficientmod::det/mask_rcnn_efficientmod_xxs_fpn_1x_coco.py'
 CLS = 'mmefficientmod::cls/efficientmod_xxs_in1k.py'
 DISTILLED = 'mmefficientmod::cls/efficientmod_xxs_distill_in1k.py'
-TINY = dict(
-    dims=(8, 16, 24, 32),
-    depths=(1, 1, 1, 1),
-    attn_depths=(0, 0, 1, 1),
-    expand_ratios=(1, 3),
-    attn_mlp_ratios=(2, 2, 2, 2),
-)
 pytestmark = pytest.mark.skipif(
     get_device() != 'cpu', reason='there is a GPU, which MMEngine would take'
 )

@@ -3,7 +3,7 @@
 ``test_agrees_with_compiled_mmcv`` runs each case with a compiled mmcv, too,
 where one is installed in place of the plain one:
 
-    python -m pytest tests/ops -k compiled_mmcv -rs
+    python -m pytest tests/test_ops -k compiled_mmcv -rs
 """
 
 import importlib

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from test_efficientmod import randomise
+from helpers import randomise
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, vmap

@@ -4,12 +4,12 @@ import copy
 import gc
 import math
 import pickle
-from pathlib import Path
 
 import pytest
 import stock
 import timm
 import torch
+from helpers import ROOT
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 from mmengine.registry import MODELS
 from torch.testing import assert_close
@@ -83,7 +83,7 @@ def build(name, **options):
     return MODELS.build({**resolve_backbone(name), **options})
 
 
-def randomise(model, seed=0):
+def perturb(model, seed=0):
     """Weights and statistics as after a training: nothing is 0 or 1."""
     generator = torch.Generator().manual_seed(seed)
     for name, x in model.state_dict().items():
@@ -258,7 +258,7 @@ def test_options():
 
 @pytest.mark.parametrize('name', ['efficientformer_l1', 'focalnet_tiny_lrf'])
 def test_final_norm(name):
-    model = randomise(build(name, final_norm=True)).eval()
+    model = perturb(build(name, final_norm=True)).eval()
     plain = build(name).eval()
     plain.load_state_dict(model.state_dict(), strict=False)
     image = torch.rand(2, 3, 64, 64)
@@ -320,7 +320,7 @@ def test_any_timm_model_that_has_a_pyramid():
 
 
 def test_synchronised_batch_norms_still_activate():
-    model = randomise(build('mobilenetv2_100')).eval()
+    model = perturb(build('mobilenetv2_100')).eval()
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         expected = model(image)
@@ -338,7 +338,7 @@ def test_init_weights_leaves_the_weights_of_timm():
 
 @pytest.mark.parametrize('name', ['repvit_m0_9', 'fasternet_t0'])
 def test_switch_to_deploy(name):
-    model = randomise(build(name)).eval()
+    model = perturb(build(name)).eval()
     before = copy.deepcopy(model.state_dict())
     image = torch.rand(2, 3, 97, 64)
     with torch.no_grad():
@@ -391,7 +391,7 @@ def test_what_cannot_be_folded():
 @pytest.mark.parametrize('train', [False, True])
 @pytest.mark.parametrize('name', EFFICIENTFORMERS)
 def test_efficientformer_is_timms_at_its_own_size(name, train):
-    library = randomise(timm.create_model(name)).train(train)
+    library = perturb(timm.create_model(name)).train(train)
     ours = build(name).train(train)
     weights = library.state_dict()
     for key, value in ours.timm_model.state_dict().items():
@@ -418,7 +418,7 @@ def test_efficientformer_is_timms_at_its_own_size(name, train):
 
 @pytest.mark.parametrize('name', EFFICIENTFORMERS)
 def test_efficientformer_at_another_size(name):
-    model = randomise(build(name))
+    model = perturb(build(name))
     outs = {}
     for dtype in torch.float32, torch.bfloat16:
         model.eval()
@@ -487,7 +487,7 @@ def test_relative_bias(size, stride):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', EFFICIENTFORMERS)
 def test_efficientformer_compiles_and_copies(name):
-    model = randomise(build(name)).eval()
+    model = perturb(build(name)).eval()
     image = torch.rand(1, 3, 96, 64)
     compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
     with torch.no_grad():
@@ -515,7 +515,7 @@ def assert_loaded(model, weights):
 
 @pytest.mark.parametrize('name', SMALL)
 def test_a_classifier_of_timm_loads_completely(name, tmp_path):
-    library = randomise(timm.create_model(name)).eval()
+    library = perturb(timm.create_model(name)).eval()
     torch.save(library.state_dict(), tmp_path / 'c.pth')
     model = load(name, tmp_path / 'c.pth')
     assert_loaded(model, library.state_dict())
@@ -533,7 +533,7 @@ def test_a_classifier_of_timm_loads_completely(name, tmp_path):
     scope='module', params=['efficientnet_lite0', *EFFICIENTFORMERS]
 )
 def source(request):
-    return request.param, randomise(timm.create_model(request.param))
+    return request.param, perturb(timm.create_model(request.param))
 
 
 @pytest.mark.parametrize('prefix', ['module.', 'backbone.', 'ours'])
@@ -555,7 +555,7 @@ def test_weights_of_mmpretrains_wrapper(source, features_only, tmp_path):
     from mmpretrain.models.backbones import TIMMBackbone
 
     name, library = source
-    wrapper = randomise(TIMMBackbone(name, features_only), seed=1)
+    wrapper = perturb(TIMMBackbone(name, features_only), seed=1)
     content = {f'backbone.{k}': v for k, v in wrapper.state_dict().items()}
     content['head.fc.weight'] = torch.ones(1)
     torch.save(dict(state_dict=content), tmp_path / 'c.pth')
@@ -572,7 +572,7 @@ def test_weights_of_a_hub(tmp_path):
     """timm takes them from a file here, as the network is not ours."""
     from safetensors.torch import save_file
 
-    library = randomise(timm.create_model('mobilenetv2_100'))
+    library = perturb(timm.create_model('mobilenetv2_100'))
     path = tmp_path / 'model.safetensors'
     save_file(library.state_dict(), path)
     assert_loaded(load('mobilenetv2_100', path), library.state_dict())
@@ -605,7 +605,6 @@ def test_weights_that_do_not_fit(tmp_path):
 
 # In our tasks.
 
-ROOT = Path(__file__).parents[1]
 FPN = str(ROOT / 'configs/seg/fpn_efficientmod_s_ade20k.py')
 MASK_RCNN = str(ROOT / 'configs/det/mask_rcnn_efficientmod_s_fpn_1x_coco.py')
 CAFFE = 'mmdet::mask_rcnn/mask-rcnn_r50-caffe_fpn_1x_coco.py'
@@ -695,7 +694,7 @@ def test_images_are_as_the_weights_expect():
 
 def test_what_a_backbone_was_told(tmp_path):
     """Weights of timm, and what makes sense with them."""
-    library = randomise(timm.create_model('repvit_m0_9'))
+    library = perturb(timm.create_model('repvit_m0_9'))
     torch.save(library.state_dict(), tmp_path / 'c.pth')
     stock_config = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
     cfg = swap(stock_config, 'repvit_m0_9', pretrained=tmp_path / 'c.pth')
