@@ -57,6 +57,8 @@ class StageFSDPStrategy(FSDPStrategy):
     Takes the arguments of ``FSDPStrategy``.
     """
 
+    # `_init_state_dict_cfg` and `_wrap_model` are private in MMEngine, and the
+    # only steps of its `__init__` and `prepare` that can be overridden.
     model_wrapper: dict | None
 
     def _init_state_dict_cfg(self, state_dict_cfg: str | dict) -> None:

@@ -350,7 +350,7 @@ needs_fsdp = pytest.mark.skipif(
 def test_fsdp_refuses_averaged_weights(mini_place):
     code, output = script('dist_train.sh', CLS, '2', '--mini', '--fsdp')
     assert code
-    assert 'error: FSDP does not go with EMAHook' in output
+    assert 'error: FSDP does not work with EMAHook' in output
 
 
 @needs_fsdp
