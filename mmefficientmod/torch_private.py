@@ -17,7 +17,17 @@ from torch.nn.modules import module as _module
 # PyTorch has no public name for it.
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-__all__ = ['BatchNorm', 'has_global_hooks', 'is_compiling', 'is_transformed']
+__all__ = [
+    'BatchNorm',
+    'FSDP_WRAPPED_MODULE',
+    'has_global_hooks',
+    'is_compiling',
+    'is_transformed',
+]
+
+# FSDP inserts this name into the names of parameters. The constant in torch
+# is in a private module that imports all of FSDP.
+FSDP_WRAPPED_MODULE = '_fsdp_wrapped_module'
 
 # Whether torch.compile or torch.export is tracing. The public
 # `torch.compiler.is_compiling` came after torch 2.1.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Test with one process a GPU, or several on the CPU where there is none.
+# Test with one process for each GPU, or with several processes on CPUs.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
@@ -7,9 +7,10 @@ if (($# < 3)); then
   cat >&2 << 'USAGE'
 usage: tools/dist_test.sh CONFIG CHECKPOINT GPUS [ARGUMENTS OF tools/test.py]
 
-GPUS is the number of processes on this node: one a GPU, or on the CPU where
-there is no GPU. On several nodes, run it on each with NNODES, NODE_RANK (from
-0 on) and MASTER_ADDR (of the first) set, and PORT where 29500 is taken.
+GPUS is the number of processes on this node: one for each GPU, or any number
+if there is no GPU. For several nodes, run the script on each of them with these
+variables: NNODES, the number of nodes; NODE_RANK, from 0 to NNODES - 1;
+MASTER_ADDR, the address of node 0; PORT, if port 29500 is in use there.
 USAGE
   exit 2
 fi

@@ -1,30 +1,30 @@
 # shellcheck shell=bash
-# What the scripts that start several processes share. Sourced by them.
+# Functions of the scripts that start several processes.
 
 tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=${PYTHON:-python}
 
-# Print a message and leave as the tools do for a user's mistake.
+# Print an error and exit with 2, as the tools do for an error of the user.
 fail() {
   echo "error: $*" >&2
   exit 2
 }
 
-# with_torchrun TOOL PROCESSES [ARGUMENTS]: the processes of this node.
+# with_torchrun TOOL PROCESSES [ARGUMENTS]: start the processes of this node.
 with_torchrun() {
   local tool=$1 processes=$2
   shift 2
   [[ $processes =~ ^[1-9][0-9]*$ ]] ||
-    fail "GPUS is a number of processes, not '$processes'"
+    fail "GPUS must be a number of processes, not '$processes'"
   local nodes=${NNODES:-1} port=${PORT:-${MASTER_PORT:-}}
   local rendezvous
   if [[ $nodes == 1 && -z $port ]]; then
-    # Has torchrun find a free port.
+    # torchrun finds a free port.
     rendezvous=(--standalone --local-addr 127.0.0.1)
   else
     if [[ $nodes != 1 && (-z ${NODE_RANK:-} || -z ${MASTER_ADDR:-}) ]]; then
       fail "NNODES=$nodes also needs MASTER_ADDR, the address of the first" \
-        'node, and NODE_RANK, from 0 on'
+        'node, and NODE_RANK, which counts from 0'
     fi
     rendezvous=(
       --nnodes "$nodes"
@@ -33,14 +33,14 @@ with_torchrun() {
       --master-port "${port:-29500}"
     )
   fi
-  # torchrun's own default, without its warning.
+  # torchrun would set the same value, with a warning.
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
   exec "$python" -m torch.distributed.run \
     "${rendezvous[@]}" --nproc-per-node "$processes" \
     "$tools/$tool" "$@" --launcher pytorch
 }
 
-# with_srun PARTITION JOB_NAME TOOL [ARGUMENTS]: all processes of a job.
+# with_srun PARTITION JOB_NAME TOOL [ARGUMENTS]: start all processes of a job.
 with_srun() {
   local partition=$1 job_name=$2 tool=$3
   shift 3

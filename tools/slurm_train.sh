@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train as a job of Slurm.
+# Train in a Slurm job.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
@@ -7,8 +7,9 @@ if (($# < 3)); then
   cat >&2 << 'USAGE'
 usage: tools/slurm_train.sh PARTITION JOB_NAME CONFIG [ARGUMENTS OF tools/train.py]
 
-GPUS (8), GPUS_PER_NODE (8 at most) and CPUS_PER_TASK (5) say how large the job
-is; SRUN_ARGS holds more arguments of srun.
+Variables set the size of the job: GPUS (default: 8), GPUS_PER_NODE (default: 8,
+or GPUS if that is less) and CPUS_PER_TASK (default: 5). SRUN_ARGS holds further
+arguments of srun.
 USAGE
   exit 2
 fi

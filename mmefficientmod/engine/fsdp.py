@@ -19,10 +19,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.models.backbones.base import Stage
 from mmefficientmod.registry import FUNCTIONS, STRATEGIES
-
-# FSDP inserts this name into the names of parameters. PyTorch has no public
-# name for it.
-FSDP_WRAPPED_MODULE = '_fsdp_wrapped_module'
+from mmefficientmod.torch_private import FSDP_WRAPPED_MODULE
 
 
 @FUNCTIONS.register_module()
