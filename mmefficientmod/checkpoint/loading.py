@@ -133,8 +133,8 @@ def load_strictly(
             differs; the message shows both sides.
     """
     own = module.state_dict()
-    names = _without_counters(own)
-    surplus = [k for k in _without_counters(weights) if k not in own]
+    names = without_counters(own)
+    surplus = [k for k in without_counters(weights) if k not in own]
     lacking = [k for k in names if k not in weights]
     unexpected = [k for k in surplus if not k.startswith(tuple(optional))]
     missing = [k for k in lacking if not k.startswith(tuple(optional))]
@@ -200,5 +200,6 @@ def load_whole(model: nn.Module, checkpoint: Mapping, path: str) -> None:
         )
 
 
-def _without_counters(names: Iterable[str]) -> list[str]:
+def without_counters(names: Iterable[str]) -> list[str]:
+    """Names of tensors, without those of the counters of batch norms."""
     return [k for k in names if k.rpartition('.')[2] != BATCH_COUNTER]

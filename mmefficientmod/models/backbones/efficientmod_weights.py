@@ -10,6 +10,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from mmefficientmod.checkpoint.loading import without_counters
 from mmefficientmod.checkpoint.reading import CheckpointError
 from mmefficientmod.models.layers.deploy import (
     Deployable,
@@ -130,14 +131,15 @@ class EfficientModWeights(Deployable):
         )
         given = {
             k.removeprefix(prefix)
-            for k in weights
+            for k in without_counters(weights)
             if k.startswith(prefix) and BRANCHES in k
         }
         given = {k for k in given if not k.startswith(not_built)}
-        if given == self._branch_keys:
+        own_keys = set(without_counters(self._branch_keys))
+        if given == own_keys:
             return {}
         if given:
-            raise CheckpointError(_branches_differ(given, self._branch_keys))
+            raise CheckpointError(_branches_differ(given, own_keys))
         branches = {}
         own = self.state_dict()
         for key in self._branch_keys:
