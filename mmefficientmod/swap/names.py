@@ -15,7 +15,7 @@ from mmengine.config import ConfigDict
 from mmefficientmod.config.nodes import ConfigError, type_name
 from mmefficientmod.messages import did_you_mean
 from mmefficientmod.models.backbones import edgevit, efficientmod
-from mmefficientmod.models.backbones.timm_pyramid import check_name
+from mmefficientmod.models.backbones.timm_models import check_name
 
 # Backbones of timm, under timm's names.
 TIMM = (

@@ -132,19 +132,16 @@ class ContextBranch(Reparameterisable):
 
     Args:
         dim: Channels C.
-        kernel_size: Side of the depth-wise kernel.
 
     Attributes:
         branches: Parallel branches of the convolution during training, see
             ``reparam`` of :class:`EfficientMod`; None in the plain variants.
     """
 
-    def __init__(self, dim: int, kernel_size: int = 7) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.f = nn.Linear(dim, dim)
-        self.conv = nn.Conv2d(
-            dim, dim, kernel_size, padding=kernel_size // 2, groups=dim
-        )
+        self.conv = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
         self.g = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from mmefficientmod.checkpoint.reading import (
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError, type_name
 from mmefficientmod.config.toolbox import input_size
-from mmefficientmod.models.backbones.timm_pyramid import check_name
+from mmefficientmod.models.backbones.timm_models import check_name
 from mmefficientmod.rng import forked_rng
 
 # timm's name of the RegNetY-160 that taught DeiT and EfficientMod.

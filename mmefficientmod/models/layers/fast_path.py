@@ -1,17 +1,16 @@
 """The fast path of whole blocks, and when it may run.
 
 A block's ``forward`` is the paper's equation. Its fast path computes the same
-for less time and memory:
+in less time and memory:
 
-- where gradients are wanted, layers have backward passes of their own, which
-  save less and are faster, see
-  :mod:`mmefficientmod.models.layers.memory_efficient`;
-- where none are wanted, GELU and product overwrite their inputs, and wide
-  tensors of large images are made in chunks that fit a CPU's cache;
-- layer scale and residual are one operation.
+- with gradients, layers have backward passes of their own, which save less
+  and are faster, see :mod:`mmefficientmod.models.layers.memory_efficient`;
+- without gradients, GELU and product overwrite their inputs, and wide tensors
+  of large images are computed in chunks that fit a CPU's cache;
+- layer scale and residual are added in one operation.
 
-It bypasses the modules of the block, so that it runs only where each of them
-is what the block was built with, and nobody looks at them by hooks.
+The fast path does not call the modules inside the block. So it runs only if
+each of them has the class that the block was built with, and no hook.
 """
 
 from __future__ import annotations
@@ -77,14 +76,19 @@ class FastPath:
 
 
 def may_run(block: Any, x: Tensor) -> bool:
-    """Whether a block's fast path gives what its equation does, and faster.
+    """Whether the fast path of a block may run, and is worth it.
 
-    It would give something else where a hook, LoRA, quantisation or a
-    subclass changes a module of the block, under ``torch.func``, and for
-    subclasses of Tensor. While the model is traced or compiled, what is
-    recorded must not depend on the gradient mode. And it is not faster where
-    a weight is frozen but gradients are wanted: PyTorch's own backward passes
-    save less then.
+    It may not run:
+
+    - if a hook, LoRA, quantisation or a subclass changes a module of the
+      block: the fast path would not call it;
+    - while the model is traced or compiled: the graph must not depend on
+      whether gradients are enabled;
+    - under ``torch.func`` and for subclasses of Tensor, which know PyTorch's
+      own operations only.
+
+    It is not worth it if gradients are enabled and a weight is frozen: then
+    PyTorch's own backward passes save less.
 
     Args:
         block: A module with an attribute ``fast_path``.
@@ -104,12 +108,12 @@ def may_run(block: Any, x: Tensor) -> bool:
 def _is_plain(
     module: nn.Module, classes: frozenset[type[nn.Module]], trained: bool
 ) -> bool:
-    """Whether all that a module holds is what it was built with.
+    """Whether each module inside a module has its original class, no hooks.
 
     Args:
         module: A block, or a module inside it.
         classes: Classes of the modules inside the block that hold layers.
-        trained: Whether all weights must want gradients.
+        trained: Whether all weights must require gradients.
     """
     for name, child in module._modules.items():
         if child is None:
