@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+
+LOG_LEVEL = 'KINETO_LOG_LEVEL'  # of PyTorch's profiler
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
@@ -26,12 +29,13 @@ def peak_bytes(run: Callable[[], Any]) -> int:
     Returns:
         The peak, in bytes.
     """
-    # Otherwise the profiler prints that it starts, and that it finds no GPU.
-    os.environ.setdefault('KINETO_LOG_LEVEL', '9')
     cpu = torch.profiler.ProfilerActivity.CPU
-    with torch.profiler.profile(
-        activities=[cpu], profile_memory=True
-    ) as profiler:
+    with (
+        _quiet_profiler(),
+        torch.profiler.profile(
+            activities=[cpu], profile_memory=True
+        ) as profiler,
+    ):
         run()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'trace.json')
@@ -45,6 +49,21 @@ def peak_bytes(run: Callable[[], Any]) -> int:
         return 0
     totals = [x['args']['Total Allocated'] for x in changes]
     return max(totals) - (totals[0] - changes[0]['args']['Bytes'])
+
+
+@contextmanager
+def _quiet_profiler() -> Iterator[None]:
+    """Keep the profiler from printing that it starts and finds no GPU.
+
+    It reads the environment variable when it first starts.
+    """
+    before = os.environ.get(LOG_LEVEL)
+    os.environ.setdefault(LOG_LEVEL, '9')
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[LOG_LEVEL]
 
 
 def saved_bytes(forward: Callable[[], Any], known: list[Tensor]) -> int:

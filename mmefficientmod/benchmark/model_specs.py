@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -33,6 +32,7 @@ from mmefficientmod.benchmark.sources import (
 from mmefficientmod.config.files import find_config, load_config
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.toolbox import build_model, import_toolbox
+from mmefficientmod.rng import forked_rng
 from mmefficientmod.swap.backbone import swap_backbone
 from mmefficientmod.swap.names import BACKBONES, parse_dict, resolve_backbone
 from mmefficientmod.swap.probe import class_of
@@ -104,15 +104,10 @@ class ModelSpec:
         Raises:
             ConfigError: If the backbone does not go into the config.
         """
-        with torch.random.fork_rng(devices=[]):
-            if self.config is None:
-                return self._build_backbone()
+        if self.config is not None:
             return self._build_whole(self.config)
-
-    def _build_backbone(self) -> nn.Module:
-        assert self.backbone is not None  # one of the two is always there
-        torch.manual_seed(0)
-        backbone = MODELS.build(dict(self.backbone))
+        with forked_rng(0):
+            backbone = MODELS.build(dict(self.backbone or {}))
         set_comparable_weights(backbone)
         return backbone
 
@@ -121,18 +116,19 @@ class ModelSpec:
         import_toolbox(cfg.get('default_scope') or 'mmengine')
         if self.backbone is not None:
             cfg = swap_backbone(cfg, self.backbone)
-        torch.manual_seed(0)
-        model = build_model(cfg)
-        # Seeded again, since each backbone draws its own number of values.
-        torch.manual_seed(0)
-        for name, child in model.named_children():
-            if name == 'backbone':
-                set_comparable_weights(child)
-                continue
-            module: Any  # a layer of PyTorch, which can draw new weights
-            for module in child.modules():
-                if hasattr(module, 'reset_parameters'):
-                    module.reset_parameters()
+        with forked_rng(0):
+            model = build_model(cfg)
+        # Drawn again from the seed, as each backbone draws another number of
+        # values before the rest of the model.
+        with forked_rng(0):
+            for name, child in model.named_children():
+                if name == 'backbone':
+                    set_comparable_weights(child)
+                    continue
+                module: Any  # a layer of PyTorch, which can draw new weights
+                for module in child.modules():
+                    if hasattr(module, 'reset_parameters'):
+                        module.reset_parameters()
         return model
 
 

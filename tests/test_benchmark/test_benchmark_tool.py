@@ -183,7 +183,7 @@ def test_config_of_a_classifier(run_benchmark):
         (['efficientmod_m'], 'did you mean efficientmod_s'),
         (['own.py:Nobody'], 'no module class Nobody; it has Tiny, Other'),
         (['own.py:not_a_module'], 'no module class not_a_module'),
-        (['own.py:Tiny(4)'], 'only keywords'),
+        (['own.py:Tiny(4)'], 'keywords only'),
         (['absent.py:Tiny'], 'absent.py does not exist'),
         (['absent.py'], 'absent.py does not exist'),
         (['official:absent.py:s'], 'absent.py does not exist'),

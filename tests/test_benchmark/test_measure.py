@@ -1,5 +1,6 @@
 """Turns, ratios, memory and errors of models that are measured."""
 
+import os
 import weakref
 from dataclasses import replace
 
@@ -162,7 +163,8 @@ def test_saved_bytes_under_autocast(place, case, settings):
     assert least <= row.saved <= 3 * least
 
 
-def test_peak_bytes_counts_what_exists_at_one_time():
+def test_peak_bytes_counts_what_exists_at_one_time(monkeypatch):
+    monkeypatch.delenv('KINETO_LOG_LEVEL', raising=False)
     x = torch.ones(100, 100)
     kept = []
 
@@ -175,6 +177,7 @@ def test_peak_bytes_counts_what_exists_at_one_time():
     for _ in range(2):  # what the first run keeps does not count
         assert peak_bytes(run) == 2 * x.nbytes
     assert peak_bytes(lambda: None) == 0
+    assert 'KINETO_LOG_LEVEL' not in os.environ  # set for the profiler
 
 
 def test_peak_of_a_training_step(place, case, settings, capfd):
