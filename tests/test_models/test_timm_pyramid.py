@@ -306,7 +306,9 @@ def test_changed_layers_are_not_folded():
     norm = model.timm_model.stem.conv1
     norm.c = Lora(norm.c)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(RuntimeError, match='changes the outputs of this repvit_m0_9'):
+    with pytest.raises(
+        RuntimeError, match='changes the outputs of this repvit_m0_9'
+    ):
         model.switch_to_deploy()
     assert not model.deployed
     model.train().load_state_dict(before)
