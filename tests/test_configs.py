@@ -237,21 +237,23 @@ def test_reparam_config_changes_only_the_branches(path):
     assert cfg.to_dict() == plain.to_dict()
 
 
-@pytest.mark.parametrize(
-    'name',
-    [
-        'seg/fpn_efficientmod_s_ade20k.py',
-        'det/mask_rcnn_efficientmod_s_fpn_1x_coco.py',
-        'cls/efficientmod_s_in1k.py',
-    ],
-)
-def test_config_registers_the_backbones_by_itself(name):
+def test_config_registers_the_backbones_by_itself():
+    config = ROOT / 'configs/seg/fpn_efficientmod_s_ade20k.py'
     code = (
         'import sys; from mmengine.config import Config; '
-        f'cfg = Config.fromfile({str(ROOT / "configs" / name)!r}); '
+        f'cfg = Config.fromfile({str(config)!r}); '
         "assert 'mmefficientmod.models' in sys.modules"
     )
     subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(
+    'path', sorted((ROOT / 'configs').glob('[!_]*/*.py')), ids=lambda p: p.stem
+)
+def test_every_config_imports_the_package(path):
+    imports = Config.fromfile(path).custom_imports
+    assert 'mmefficientmod' in imports['imports']
+    assert imports['allow_failed_imports'] is False
 
 
 def closed_formula(i, eta_min):

@@ -1,5 +1,6 @@
 """Train scripts of the toolboxes and ours, in new processes."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -11,9 +12,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import MODELS, DefaultScope
 
-from mmefficientmod.config.files import load_config
+from mmefficientmod import EfficientMod
+from mmefficientmod.config.files import TOOLBOXES, load_config
 from mmefficientmod.config.nodes import dataset_dicts
+from mmefficientmod.config.toolbox import import_toolbox
 from mmefficientmod.datasets import apply_mini
 
 BACKBONE = dict(type='mmefficientmod.EfficientMod', arch='xxs')
@@ -149,20 +153,12 @@ def test_train_scripts_of_the_toolboxes_train_a_registered_backbone(
     assert (weight != 1e-4).any()  # it was trained
 
 
-def test_name_with_and_without_scope_resolves_in_every_toolbox():
-    code = """
-import mmefficientmod
-from mmengine.registry import MODELS, DefaultScope
-from mmefficientmod import EfficientMod
-from mmefficientmod.config.toolbox import import_toolbox
-import importlib
-for scope in ('mmdet', 'mmseg', 'mmpretrain'):
+@pytest.mark.parametrize('scope', TOOLBOXES)
+@pytest.mark.parametrize('name', ['EfficientMod', BACKBONE['type']])
+def test_name_with_and_without_scope_resolves(scope, name):
     import_toolbox(scope)
     registry = importlib.import_module(f'{scope}.registry').MODELS
-    for name in ('EfficientMod', 'mmefficientmod.EfficientMod'):
-        assert registry.get(name) is EfficientMod, (scope, name)
-        with DefaultScope.overwrite_default_scope(scope):
-            model = MODELS.build(dict(type=name, arch='xxs'))
-        assert isinstance(model, EfficientMod)
-"""
-    subprocess.run([sys.executable, '-c', code], check=True)
+    assert registry.get(name) is EfficientMod
+    with DefaultScope.overwrite_default_scope(scope):
+        model = MODELS.build(dict(type=name, arch='xxs'))
+    assert isinstance(model, EfficientMod)
