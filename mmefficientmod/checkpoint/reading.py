@@ -23,9 +23,11 @@ from mmefficientmod.messages import list_some
 # Names under which files keep their weights, plain or averaged (EMA).
 PLAIN_KEYS = ('state_dict', 'model')
 EMA_KEYS = ('state_dict_ema', 'model_ema')
-# Names in the pickle of the training log that MMEngine's Runner saves beside
-# the weights.
-MMENGINE_LOG = (
+# Names in the pickle of the training log and the schedulers that MMEngine's
+# Runner saves beside the weights. PyTorch allows a Counter, which holds the
+# milestones of a learning rate, only in its newer versions.
+MMENGINE_STATE = (
+    'collections.Counter',
     'mmengine.logging.history_buffer.HistoryBuffer',
     'builtins.getattr',
     '__builtin__.getattr',
@@ -49,7 +51,8 @@ def read_checkpoint(path: str, map_location: str = 'cpu') -> Any:
 
     Allowed are tensors, plain containers, and ``argparse.Namespace``, which
     has the options of timm's training script in the authors' files. The
-    training log in MMEngine's own checkpoints is replaced by empty objects.
+    training log and the milestones of a learning rate in MMEngine's own
+    checkpoints are replaced by empty objects.
 
     Args:
         path: A file or URL; a name that ends in ``.safetensors`` is read as
@@ -147,15 +150,15 @@ class _Blank:
 class _AllowListUnpickler(pickle.Unpickler):
     """Finds the names that PyTorch's weights-only reader allows, and a few.
 
-    The others are ``argparse.Namespace`` and those of MMEngine's training
-    log, each of which becomes a placeholder.
+    The others are ``argparse.Namespace`` and :data:`MMENGINE_STATE`, each of
+    which becomes a placeholder.
     """
 
     def find_class(self, module: str, name: str) -> Any:
         from torch._weights_only_unpickler import _get_allowed_globals
 
         allowed = {
-            **dict.fromkeys(MMENGINE_LOG, _Blank),
+            **dict.fromkeys(MMENGINE_STATE, _Blank),
             'argparse.Namespace': argparse.Namespace,
             **_get_allowed_globals(),
         }
