@@ -22,7 +22,6 @@ from mmefficientmod.datasets import apply_mini
 
 BACKBONE = dict(type='mmefficientmod.EfficientMod', arch='xxs')
 CHANNELS = [32, 64, 128, 256]
-LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 # Stands in for a compiled mmcv in a process that does not import us first.
 COMPILED = """

@@ -1,7 +1,8 @@
 """Reading checkpoints without running code that they may contain.
 
 A PyTorch checkpoint is a pickle, which can run any code when it is read. This
-is the only module of the package that unpickles a file.
+is the only module of the package that unpickles a file itself; MMEngine reads
+the file of a run that is resumed, and a file again when it loads it.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
 from mmefficientmod.config.files import load_config
-from mmefficientmod.config.nodes import ConfigError
+from mmefficientmod.config.nodes import LOADERS, ConfigError
 from mmefficientmod.config.options import apply_options
 from mmefficientmod.config.toolbox import import_toolbox
 from mmefficientmod.datasets import apply_mini
@@ -169,7 +169,7 @@ def load_run_config(args: argparse.Namespace) -> Config:
 
 def _collate_like_mmpretrain(cfg: Config) -> None:
     """Set the defaults of the loaders that MMPretrain's train script sets."""
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+    for name in LOADERS:
         if cfg.get(name):
             cfg[name] = ConfigDict(
                 pin_memory=True,

@@ -7,6 +7,9 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+# The data loaders of a config.
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
 
 class ConfigError(ValueError):
     """A config cannot be found, or an option does not fit it."""
@@ -53,8 +56,7 @@ def dataset_dicts(cfg: Config, loader: str) -> Iterator[ConfigDict]:
 
     Args:
         cfg: The config.
-        loader: ``'train_dataloader'``, ``'val_dataloader'`` or
-            ``'test_dataloader'``; it may be missing.
+        loader: One of :data:`LOADERS`; it may be missing.
     """
     todo = [(cfg.get(loader) or {}).get('dataset')]
     while todo:

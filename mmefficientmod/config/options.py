@@ -10,6 +10,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
 from mmefficientmod.config.nodes import (
+    LOADERS,
     ConfigError,
     dataset_dicts,
     is_below,
@@ -26,8 +27,6 @@ from mmefficientmod.config.schedule import (
 )
 from mmefficientmod.messages import did_you_mean
 
-# Data loaders of a config.
-LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 # Arguments with which data sets name files below their root.
 FILE_KEYS = ('ann_file', 'data_prefix', 'split')
 # Keys that MMEngine reads from a config besides the arguments of its Runner.

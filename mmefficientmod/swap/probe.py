@@ -17,10 +17,10 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmefficientmod.config.nodes import ConfigError, type_name
 from mmefficientmod.rng import forked_rng
+from mmefficientmod.torch_private import BatchNorm
 
 SIZE = 256  # side of the image, in pixels
 
@@ -73,9 +73,7 @@ def probe(backbone: Mapping[str, Any]) -> Levels:
     return Levels(
         strides=tuple(_stride(size, x.shape[-1]) for x in outs),
         channels=tuple(x.shape[1] for x in outs),
-        has_batch_norm=any(
-            isinstance(m, _BatchNorm) for m in module.modules()
-        ),
+        has_batch_norm=any(isinstance(m, BatchNorm) for m in module.modules()),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from mmefficientmod.config.nodes import (
+    LOADERS,
     ConfigError,
     dataset_dicts,
     is_pair,
@@ -30,7 +31,6 @@ from .imagenet import write_folder_mini, write_imagenet_mini
 STAND_IN_TEACHER = dict(
     model='timm:regnety_002', checkpoint='random', size=None
 )
-LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 @dataclass(frozen=True)

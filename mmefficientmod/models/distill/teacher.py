@@ -19,7 +19,7 @@ from mmengine.config import ConfigDict
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmefficientmod.checkpoint.loading import load_whole
@@ -30,7 +30,7 @@ from mmefficientmod.checkpoint.reading import (
 )
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError, type_name
-from mmefficientmod.config.toolbox import input_size
+from mmefficientmod.config.toolbox import default_scope, input_size
 from mmefficientmod.models.backbones.timm_models import check_name
 from mmefficientmod.rng import forked_rng
 
@@ -246,11 +246,10 @@ class Teacher:
         # MMPretrain has it beside the model.
         if cfg.get('data_preprocessor'):
             node.setdefault('data_preprocessor', cfg.data_preprocessor)
-        scope = cfg.get('default_scope') or 'mmengine'
-        with DefaultScope.overwrite_default_scope(scope):
+        with default_scope(cfg):
             model = self._from_dict(node)
         size = None
-        if scope == 'mmpretrain':
+        if cfg.get('default_scope') == 'mmpretrain':
             with suppress(ConfigError):  # no test pipeline
                 size = input_size(cfg)
         return model, _normalisation_of(model), size
