@@ -88,7 +88,10 @@ def block(request):
 
 @pytest.fixture
 def plain(monkeypatch):
-    """Call a function with every block left to its equation."""
+    """Call a function while the fast path of every block is off.
+
+    Each block then computes its equation by calling its modules.
+    """
 
     def call(function, *args):
         with monkeypatch.context() as patch:
@@ -234,7 +237,7 @@ def test_gradients_of_the_whole_network(with_cp, plain):
 @pytest.mark.parametrize('autocast', [False, True])
 @pytest.mark.parametrize('deployed', [False, True])
 def test_large_images_run_in_chunks(monkeypatch, deployed, autocast):
-    """No tensor as wide as the value of all positions; equal outputs."""
+    """Outputs are equal, and the wide layer never sees all positions."""
     model = randomise(EfficientMod(TINY, out_indices=0)).eval()
     block = model.stages[0].blocks[1]
     if deployed:
@@ -468,7 +471,7 @@ def test_double_backward_equals_the_equations(arch, reparam, plain):
     image = torch.randn(2, 3, 13, 9, dtype=torch.double)
 
     def penalty():
-        """Of the squared gradients, as gradient penalties use."""
+        """The gradients of a gradient penalty: the sum of squared gradients."""
         x = image.clone().requires_grad_()
         wanted = [x, *model.parameters()]
         loss = sum(y.square().mean() for y in model(x))
@@ -599,7 +602,7 @@ def layer_gradients(case, function, out_grad):
     return [out, *grads]
 
 
-def test_derivatives_agree_with_differences(case):
+def test_derivatives_agree_with_finite_differences(case):
     """First and second derivatives, backward and batched."""
     case.double()
     params = dict(case.named_parameters())
@@ -623,8 +626,11 @@ def test_layers_equal_the_modules(case):
     expected = layer_gradients(case, case.plain, out_grad)
     assert_close(found, expected, rtol=1e-5, atol=1e-6)
     with torch.no_grad():
-        copies = [x.clone() for x in case.inputs]
-        assert_close(case(*copies), expected[0])
+        for copies in (
+            [x.clone() for x in case.inputs],
+            [x.mT.contiguous().mT for x in case.inputs],  # other strides
+        ):
+            assert_close(case(*copies), expected[0])
 
 
 def test_layers_save_their_operands_alone(case):
@@ -662,9 +668,10 @@ def test_kernel_gradient_is_summed_over_images_in_float32():
 
 
 def test_saved_bytes_of_a_block():
-    """Its input, the convolution's input and output, context and value.
+    """A block saves five tensors for its backward pass.
 
-    The value is six times as wide as the others, as in the paper.
+    They are its input, the input and the output of the convolution, the
+    context and the value, which is six times as wide as the others.
     """
     block = ModulationBlock(4, 6, 0.0, 1.0)
     x = torch.randn(1, 5, 7, 4, requires_grad=True)

@@ -28,7 +28,11 @@ from mmefficientmod.models.backbones.base import (
     parse_variant,
 )
 from mmefficientmod.models.layers.attention import self_attention
-from mmefficientmod.models.layers.fast_path import FastPath, may_run, mlp
+from mmefficientmod.models.layers.fast_path import (
+    FastPath,
+    may_run,
+    mlp_layers,
+)
 from mmefficientmod.models.layers.layout import to_nchw_view, to_nhwc
 from mmefficientmod.models.layers.tracing import is_traced_by_fx_or_jit
 from mmefficientmod.registry import MODELS
@@ -86,7 +90,7 @@ class Mlp(nn.Module):
         dim: Channels C.
     """
 
-    fast_path = FastPath(mlp)
+    fast_path = FastPath(mlp_layers)
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 """The fast path of whole blocks, and when it may run.
 
-A block's ``forward`` is the paper's equation. Its fast path computes the same
-in less time and memory:
+A block's ``forward`` asks :func:`may_run` first. If the fast path may not run,
+``forward`` computes the paper's equation. The fast path gives the same result,
+as ``tests/test_models/test_fast_path.py`` checks, in less time and memory:
 
 - with gradients, layers have backward passes of their own, which save less
   and are faster, see :mod:`mmefficientmod.models.layers.memory_efficient`;
@@ -9,8 +10,10 @@ in less time and memory:
   of large images are computed in chunks that fit a CPU's cache;
 - layer scale and residual are added in one operation.
 
-The fast path does not call the modules inside the block. So it runs only if
-each of them has the class that the block was built with, and no hook.
+The fast path reads the weights of some layers without calling these layers,
+and it never calls the modules that hold the layers, such as a block's MLP. So
+it runs only if each module inside the block has the class that the block was
+built with, and no hook.
 """
 
 from __future__ import annotations
@@ -81,7 +84,7 @@ def may_run(block: Any, x: Tensor) -> bool:
     It may not run:
 
     - if a hook, LoRA, quantisation or a subclass changes a module of the
-      block: the fast path would not call it;
+      block: the fast path might not call it;
     - while the model is traced or compiled: the graph must not depend on
       whether gradients are enabled;
     - under ``torch.func`` and for subclasses of Tensor, which know PyTorch's
@@ -102,10 +105,12 @@ def may_run(block: Any, x: Tensor) -> bool:
         or type(x) is not Tensor  # such as a Proxy of torch.fx
         or is_transformed()
         or has_global_hooks()
-    ) and _is_plain(block, block.fast_path.classes, torch.is_grad_enabled())
+    ) and _children_are_plain(
+        block, block.fast_path.classes, torch.is_grad_enabled()
+    )
 
 
-def _is_plain(
+def _children_are_plain(
     module: nn.Module, classes: frozenset[type[nn.Module]], trained: bool
 ) -> bool:
     """Whether each module inside a module has its original class, no hooks.
@@ -127,18 +132,18 @@ def _is_plain(
             if has_hooks(child):
                 return False
         elif name == 'branches':
-            if not _are_plain_branches(child, trained):
+            if not _branches_are_plain(child, trained):
                 return False
         elif (
             type(child) not in classes
             or has_hooks(child)
-            or not _is_plain(child, classes, trained)
+            or not _children_are_plain(child, classes, trained)
         ):
             return False
     return True
 
 
-def _are_plain_branches(branches: Any, trained: bool) -> bool:
+def _branches_are_plain(branches: Any, trained: bool) -> bool:
     """The same for parallel branches, whose norms are called as modules."""
     return (
         type(branches) is ParallelBranches
@@ -162,6 +167,8 @@ def _are_plain_branches(branches: Any, trained: bool) -> bool:
 def modulation_block(block: Any, x: Tensor) -> Tensor:
     """``x + gamma * fc2(ctx(y) * GELU(fc1(y)))`` with ``y = norm(x)``.
 
+    With the expansion ratio 1 there is no GELU.
+
     Args:
         block: A ``ModulationBlock``.
         x: ``(N, H, W, C)``.
@@ -169,7 +176,7 @@ def modulation_block(block: Any, x: Tensor) -> Tensor:
     Returns:
         ``(N, H, W, C)``.
     """
-    mlp, context = block.mlp, block.mlp.context
+    mlp = block.mlp
 
     def product(
         value: Tensor, context: Tensor, residual: Tensor | None
@@ -184,29 +191,37 @@ def modulation_block(block: Any, x: Tensor) -> Tensor:
         # f and fc1 read the same input, but one matrix product for both is
         # slower on a CPU: its two halves are not contiguous, which the
         # convolution and the GELU pay for.
-        y, value = norm_linear(x, block.norm, context.f, mlp.fc1)
-        out = product(value, _context(context, y), residual)
+        y, value = norm_linear(x, block.norm, mlp.context.f, mlp.fc1)
+        out = product(value, _context(mlp.context, y), residual)
     else:
         y = block.norm(x)
         out = in_chunks(
             lambda y, *others: product(mlp.fc1(y), *others),
             y,
-            _context(context, context.f(y)),
+            _context(mlp.context, mlp.context.f(y)),
             residual,
             width=mlp.fc1.out_features,
         )
     return out if residual is x else x + block.drop_path(out)
 
 
-def _context(context: Any, x: Tensor) -> Tensor:
-    """``g(GELU(conv(x)))``, ``(N, H, W, C)``, with branches beside conv."""
+def _context(layers: Any, x: Tensor) -> Tensor:
+    """``g(GELU(conv(x)))`` of a ``ContextBranch``, with branches beside conv.
+
+    Args:
+        layers: The ``ContextBranch``.
+        x: The output of its layer ``f``, ``(N, H, W, C)``.
+
+    Returns:
+        ``(N, H, W, C)``.
+    """
     x = to_nchw_view(x)
-    out = depthwise_conv(x, context.conv)
-    if context.branches is not None:
-        for branch in context.branches.values():
+    out = depthwise_conv(x, layers.conv)
+    if layers.branches is not None:
+        for branch in layers.branches.values():
             y = x if branch.conv is None else depthwise_conv(x, branch.conv)
             out = out + branch.norm(y)
-    return gelu_linear(to_nhwc(out), context.g)
+    return gelu_linear(to_nhwc(out), layers.g)
 
 
 def mbconv_block(block: Any, x: Tensor) -> Tensor:
@@ -246,8 +261,8 @@ def attention_block(block: Any, x: Tensor) -> Tensor:
     return x.view(shape)
 
 
-def mlp(block: Any, x: Tensor) -> Tensor:
-    """``fc2(GELU(fc1(x)))``, ``(..., C) -> (..., C)``."""
+def mlp_layers(block: Any, x: Tensor) -> Tensor:
+    """``fc2(GELU(fc1(x)))`` of EdgeViT's MLP, ``(..., C) -> (..., C)``."""
     return gelu_linear(block.fc1(x), block.fc2)
 
 
@@ -262,8 +277,9 @@ def in_chunks(
     """Apply a function of positions to a few positions at a time.
 
     Tensors inside the function that are wider than its input and output then
-    stay in the caches of a CPU. A CPU gives the memory of large tensors back
-    to the system after each layer, and asking for it again is slow.
+    stay in the caches of a CPU. They are also allocated faster: PyTorch's CPU
+    allocator gives the memory of each large tensor back to the system, and
+    asking the system for it again is slow.
 
     Args:
         function: Takes and returns tensors ``(rows, C_i)``, row by row.

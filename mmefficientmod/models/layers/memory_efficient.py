@@ -1,14 +1,16 @@
 """Layers with backward passes of their own, for less memory and time.
 
-For its backward pass a linear layer saves its input. In the blocks here that
-input is cheap to compute: a LayerNorm, a GELU or a product of tensors that
-are saved anyway. These functions save the latter alone and compute the input
-again in the backward pass; no matrix product is recomputed. This saves most
-of a block's memory.
+A linear layer saves its input for the backward pass. In the blocks here that
+input is the output of a LayerNorm, a GELU or a product, which in PyTorch save
+their own inputs as well. The functions here save the inputs of the LayerNorm,
+the GELU or the product only, and compute the input of the linear layer again
+in the backward pass; no matrix product is recomputed. This saves most of a
+block's memory.
 
 The fast path of a block calls them, where each layer is plain; see
-:class:`mmefficientmod.models.layers.fast_path.FastPath`. Without gradients
-they run the layers one after another and overwrite what nobody reads again.
+:class:`mmefficientmod.models.layers.fast_path.FastPath`. If gradients are
+disabled, they run the layers one after another and overwrite tensors that
+nobody reads again.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def norm_linear(
 def gelu_linear(x: Tensor, linear: nn.Linear) -> Tensor:
     """``linear(GELU(x))``; saves ``x`` alone.
 
-    Overwrites ``x`` without gradients.
+    Overwrites ``x`` if gradients are disabled.
 
     Args:
         x: ``(..., C)``.
@@ -71,8 +73,8 @@ def product_linear(
 ) -> Tensor:
     """``residual + scale * linear(context * value)``.
 
-    Saves value and context alone for the backward pass, and overwrites the
-    value without gradients.
+    Saves value and context alone for the backward pass. Overwrites the value
+    if gradients are disabled.
 
     Args:
         value: ``(..., rC)``: r groups of C channels.
@@ -120,7 +122,7 @@ def add_scaled(
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU that overwrites its input without gradients."""
+    """GELU that overwrites its input if gradients are disabled."""
     return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
 
 
@@ -139,12 +141,12 @@ def multiply(value: Tensor, context: Tensor) -> Tensor:
 
 
 def _groups(value: Tensor, context: Tensor) -> Tensor:
-    """``(..., rC) -> (..., r, C)``, the same memory.
+    """``(..., rC) -> (..., r, C)``, a view, which may be overwritten.
 
-    By ``reshape``: ``unflatten`` does not run under batched gradients.
+    By ``view``: ``unflatten`` does not run under batched gradients.
     """
     groups = value.shape[-1] // context.shape[-1]
-    return value.reshape(*context.shape[:-1], groups, context.shape[-1])
+    return value.view(*context.shape[:-1], groups, context.shape[-1])
 
 
 class _NormLinear(Function):
@@ -175,7 +177,7 @@ class _NormLinear(Function):
                 ),
                 ctx.saved_tensors,
                 grads,
-                nones=(3,),
+                non_tensors=(3,),
             )
         x, weight, bias, *params = ctx.saved_tensors
         y, *stats = torch.native_layer_norm(
@@ -183,13 +185,16 @@ class _NormLinear(Function):
         )
         rows = y.to(ctx.dtype).flatten(0, -2)
         grad_y: Any = None
-        found: list[Tensor | None] = []
+        grad_params: list[Tensor | None] = []
         for grad, w, b in zip(grads, params[::2], params[1::2], strict=True):
             grad = grad.reshape(-1, grad.shape[-1])
-            found += [grad.t() @ rows, None if b is None else grad.sum(0)]
+            grad_params += [
+                grad.t() @ rows,
+                None if b is None else grad.sum(0),
+            ]
             w = w.to(ctx.dtype)
             grad_y = grad @ w if grad_y is None else grad_y.addmm_(grad, w)
-        of_norm = torch.ops.aten.native_layer_norm_backward(
+        grad_norm = torch.ops.aten.native_layer_norm_backward(
             grad_y.view(x.shape).to(x.dtype),
             x,
             x.shape[-1:],
@@ -198,7 +203,7 @@ class _NormLinear(Function):
             bias,
             [True, True, bias is not None],
         )
-        return *of_norm, None, *found
+        return *grad_norm, None, *grad_params
 
 
 def _norm_linear(
@@ -248,18 +253,19 @@ class _ProductLinear(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_residual = None if ctx.dtype is None else grad.to(ctx.dtype)
         if torch.is_grad_enabled():
-            *found, none = differentiate(
+            *grads, grad_activate = differentiate(
                 lambda value, context, weight, bias, scale: _product_linear(
                     value, context, weight, bias, scale, None, ctx.activate
                 ),
                 ctx.saved_tensors,
                 (grad,),
-                nones=(5,),
+                non_tensors=(5,),
             )
-            return *found, grad_residual, none
+            return *grads, grad_residual, grad_activate
         value, context, weight, bias, scale = ctx.saved_tensors
-        # At most three tensors as wide as the value exist at a time, since
-        # allocating one takes as long as filling it.
+        # At most three tensors as wide as the value exist at a time: the
+        # allocation of such a tensor takes as long as the operation that
+        # fills it.
         active = F.gelu(value) if ctx.activate else value
         x = active if context is None else multiply(active, context)
         grad = grad.reshape(-1, grad.shape[-1])
@@ -317,33 +323,34 @@ def differentiate(
     function: Callable[..., Any],
     tensors: Sequence[Tensor | None],
     grads: Sequence[Tensor],
-    nones: Sequence[int] = (),
+    non_tensors: Sequence[int] = (),
 ) -> tuple[Tensor | None, ...]:
     """Gradients that can be differentiated again, for double backward.
 
     Args:
         function: The forward pass, in operations of PyTorch.
-        tensors: Its arguments.
+        tensors: Its arguments; None for a tensor that is left out.
         grads: The gradients of its outputs.
-        nones: Positions of non-tensor arguments, whose gradient is None.
+        non_tensors: Positions at which the ``Function`` has an argument that
+            is no tensor; the gradient there is None.
 
     Returns:
-        The gradients of the arguments.
+        The gradients of the arguments of the ``Function``.
     """
-    present = [x is not None for x in tensors]
+    is_given = [x is not None for x in tensors]
 
-    def plain(*given: Tensor) -> Any:
-        tensors = iter(given)
+    def without_nones(*given: Tensor) -> Any:
+        remaining = iter(given)
         return function(
-            *(next(tensors) if there else None for there in present)
+            *(next(remaining) if exists else None for exists in is_given)
         )
 
     # PyTorch types the result as if there were always an auxiliary output.
     outs, backward, *_ = torch.func.vjp(
-        plain, *(x for x in tensors if x is not None)
+        without_nones, *(x for x in tensors if x is not None)
     )
-    found = iter(backward(grads if isinstance(outs, tuple) else grads[0]))
-    result = [next(found) if there else None for there in present]
-    for place in nones:
-        result.insert(place, None)
+    remaining = iter(backward(grads if isinstance(outs, tuple) else grads[0]))
+    result = [next(remaining) if exists else None for exists in is_given]
+    for position in non_tensors:
+        result.insert(position, None)
     return tuple(result)
