@@ -1,8 +1,11 @@
 """The private names of PyTorch that this package uses, and why.
 
-PyTorch may change these names in any release. They are used here alone, so
-that such a change is mended in one place. This module imports nothing of the
-package, and every package may import it.
+PyTorch may change these names in any release, so they are in one place. Other
+private names are used where they are needed: attributes of a module, such as
+``_forward_hooks``, in ``layers/plain.py`` and ``layers/fast_path.py``, and one
+name each in ``benchmark/measure.py``, ``checkpoint/reading.py`` and
+``analysis/complexity.py``. This module imports nothing of the package, and
+every package may import it.
 """
 
 from __future__ import annotations

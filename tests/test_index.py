@@ -305,7 +305,7 @@ def printed(params):
 
 
 @pytest.mark.parametrize('name', TABLE_7)
-def test_parameters_are_those_of_table_7(name):
+def test_parameters_equal_table_7_of_the_paper(name):
     stems = f'mask_rcnn_{name}_fpn_1x_coco', f'fpn_{name}_ade20k'
     found = tuple(
         printed(Decimal(entries()[stem]['Metadata']['Parameters']) / 10**6)
@@ -321,8 +321,12 @@ def count(cfg):
     return sum(p.numel() for p in parameters), trained
 
 
-def test_resnets_of_table_7_are_stock_ones():
-    """Two rows that differ from ours, and the layers that make it so."""
+def test_resnets_of_table_7_are_stock_resnets():
+    """Two rows of table 7 are stock ResNets, which differ from our configs.
+
+    The detector freezes the stem and the first stage; the segmentor has three
+    convolutions in place of the first.
+    """
     channels = [64, 128, 256, 512]
     cfg = load_config('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py')
     cfg.model.backbone.update(depth=18, init_cfg=None)

@@ -276,7 +276,8 @@ def test_two_processes_give_the_metrics_and_predictions_of_one(
         else:
             assert files[1][name] == content
     assert files[0].keys() == files[1].keys()
-    # `test_miniatures_are_learned` compares AP, which is 0 here.
+    # AP is 0 with the random weights of this test; for trained weights,
+    # `test_miniatures_are_learned` compares it.
     if config == SEG:
         assert any(x > 0 for x in json.loads(one)['metrics'].values())
     else:

@@ -212,7 +212,7 @@ def test_every_draw_of_a_repeated_sample_is_seeded_anew():
 
 
 def test_batch_samplers_look_samples_up():
-    """MMDetection's asks the data set for the size of each image."""
+    """MMDetection's batch sampler reads the size of each image by index."""
     import_toolbox('mmdet')
     loader = build_loader(
         batch_sampler=dict(type='mmdet.AspectRatioBatchSampler')
@@ -248,7 +248,7 @@ def test_video_sampler_is_not_wrapped():
 
 
 def test_hooks_exchange_the_pipeline(tmp_path):
-    """Also that of workers that go on from epoch to epoch."""
+    """The workers of a loader that are kept between epochs, too, get it."""
     import_toolbox('mmdet')
     switch = dict(
         type='mmdet.PipelineSwitchHook',
@@ -267,7 +267,7 @@ def test_hooks_exchange_the_pipeline(tmp_path):
 
 
 def test_data_set_can_be_pickled():
-    """Some platforms send it to the workers so."""
+    """Platforms that spawn their workers send it to them by pickle."""
     dataset = build_loader().dataset
     copy = pickle.loads(pickle.dumps(dataset))
     assert copy.metainfo == dataset.metainfo == {}

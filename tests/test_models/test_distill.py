@@ -597,8 +597,8 @@ def test_initial_weights_do_not_depend_on_the_teacher(teacher):
     assert_close(dict(model.state_dict()), dict(plain.state_dict()))
 
 
-def test_head_runs_once_for_each_loss(teacher):
-    """Dropout of a second call would differ."""
+def test_head_runs_once_for_both_losses(teacher):
+    """A second call would draw other dropout."""
     model = distilled(
         teacher,
         head=dict(
@@ -616,7 +616,7 @@ def test_head_runs_once_for_each_loss(teacher):
     losses = model.loss(**model.data_preprocessor(batch(model), True))
     assert len(asked) == 1
     assert losses.keys() == {'loss_cls', 'loss_distill', 'accuracy_top-1'}
-    assert len(model.head._forward_hooks) == 1  # that of this test
+    assert len(model.head._forward_hooks) == 1  # the hook of this test
 
 
 def test_distilled_classifier_trains_in_autocast(teacher):
@@ -758,7 +758,7 @@ def test_distilled_config_trains_and_tests_like_the_plain_one(
 
 
 def test_trained_config_teaches_another(tool, mini_place, capsys):
-    """The teacher is named by options, as README says."""
+    """The teacher is named by options, as docs/distillation.md says."""
     config = CONFIG.format('xxs')
     options = ['--cfg-options', *FEW]
     tool('train').main([config, '--mini', '--work-dir', 'teacher', *options])

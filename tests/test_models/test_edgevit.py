@@ -115,7 +115,7 @@ def test_shapes_at_any_size(arch, size):
 
 
 def softmax_attention(q, k, v):
-    """Of one head, (L, d) each, row by row."""
+    """Attention of one head, row by row; q, k and v are (L, d)."""
     rows = []
     for row in q:
         scores = torch.stack([row @ other for other in k]) / len(row) ** 0.5
@@ -125,7 +125,7 @@ def softmax_attention(q, k, v):
 
 
 def naive_sparse_attention(attn, x, norm):
-    """For an image (H, W, C), position by position."""
+    """Sparse attention of an image x, (H, W, C), position by position."""
     height, width, dim = x.shape
     sr, d = attn.sr_ratio, attn.head_dim
     rows, columns = range(0, height, sr), range(0, width, sr)
@@ -208,7 +208,8 @@ def test_float32_gradients_agree_with_float64(size):
     for (name, p), q in zip(
         single.named_parameters(), double.parameters(), strict=True
     ):
-        # What shifts the input of a batch norm has no gradient but rounding.
+        # A batch norm undoes a shift of its input, so the gradient of a bias
+        # before it is 0 but for rounding.
         scale = max(q.grad.abs().max().item(), 1.0)
         assert_close(
             p.grad.double(),

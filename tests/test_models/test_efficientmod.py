@@ -313,7 +313,7 @@ def test_folded_for_inference(arch):
     assert norms
     assert not any(norm.state_dict() for norm in norms)
     assert not any(p.requires_grad for p in model.parameters())
-    # What is asked of the image is still answered.
+    # The gradient of the image is still computed.
     image.requires_grad_()
     outs = model(image)
     assert_close(outs[0].detach(), expected[0], rtol=1e-3, atol=1e-4)
@@ -324,20 +324,20 @@ def test_folded_for_inference(arch):
     assert not model.training
 
 
-def test_what_cannot_be_folded():
+def test_model_that_cannot_be_folded_is_refused():
     class Lora(torch.nn.Linear):
         pass
 
     model = EfficientMod(TINY)
     before = copy.deepcopy(model.state_dict())
     model.stages[1].blocks[0].mlp.fc1 = Lora(16, 16)
-    with pytest.raises(RuntimeError, match='this Lora is more'):
+    with pytest.raises(RuntimeError, match='this Lora is not plain'):
         model.switch_to_deploy()
     weight = model.stages[0].blocks[0].mlp.fc1.weight
     assert_close(weight.detach(), before['stages.0.blocks.0.mlp.fc1.weight'])
 
     model = EfficientMod(TINY).switch_to_deploy()
-    with pytest.raises(RuntimeError, match='those of a training'):
+    with pytest.raises(RuntimeError, match='cannot load weights from'):
         load_state_dict(model, before)
     model.load_state_dict(copy.deepcopy(model).state_dict())
 
@@ -361,6 +361,12 @@ def test_empty_batch(grad):
         (dict(arch={**TINY, 'dim': 1}), 'unknown keys: dim'),
         (dict(arch={**TINY, 'depths': (1, 1)}), r'4 dims but 2 depths'),
         (dict(arch={**TINY, 'expand_ratios': ()}), 'expand_ratios .* empty'),
+        (dict(arch={**TINY, 'expand_ratios': (1.3,)}), '1.3 .* an integer'),
+        (dict(arch={**TINY, 'expand_ratios': (0,)}), 'the ratio 0 in'),
+        (
+            dict(arch={**TINY, 'block': 'mbconv', 'expand_ratios': (-1,)}),
+            'the ratio -1 .* a number above 0',
+        ),
         (dict(out_indices=(0, 4)), r'out_indices=\(0, 4\).*-4 to 3'),
         (dict(out_indices=-5), 'out of range'),
         (dict(out_indices=(2, 1)), 'ascending'),

@@ -471,7 +471,7 @@ def test_double_backward_equals_the_equations(arch, reparam, plain):
     image = torch.randn(2, 3, 13, 9, dtype=torch.double)
 
     def penalty():
-        """The gradients of a gradient penalty: the sum of squared gradients."""
+        """The gradients of a gradient penalty, the sum of their squares."""
         x = image.clone().requires_grad_()
         wanted = [x, *model.parameters()]
         loss = sum(y.square().mean() for y in model(x))

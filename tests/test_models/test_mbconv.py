@@ -47,7 +47,7 @@ def test_published_figures(name):
     mbconv, modulation = STUDY[name]
     assert figures(name) == pytest.approx(mbconv, rel=0.02)
     # With modulation blocks and the ratios of s, the same widths and depths
-    # have what is published, too.
+    # have the published figures of modulation.
     counterpart = dict(
         MBCONV_ARCHS[name], block='modulation', expand_ratios=(1, 6)
     )
@@ -58,14 +58,14 @@ def test_published_figures(name):
 def test_relation_to_the_other_variants():
     for name, hybrid in dict(mbconv_xs='xs', mbconv_s='s').items():
         arch, other = MBCONV_ARCHS[name], ARCHS[hybrid]
-        # Modulation or MBConv blocks where the hybrid has attention.
+        # Each attention block of the hybrid is an MBConv block here.
         both = zip(other['depths'], other['attn_depths'], strict=True)
         assert arch['depths'] == tuple(map(sum, both))
         assert arch['drop_path_rate'] == other['drop_path_rate']
         assert arch['block'] == 'mbconv'
     s_conv = dict(ARCHS['s_conv'], block='mbconv', expand_ratios=(1.3, 7.1))
     assert MBCONV_ARCHS['mbconv_s'] == s_conv
-    # Which is which is a matter of the arch alone.
+    # The arch alone decides which block is built.
     for arch, kind in ((TINY, MBConvBlock), ('s_conv', ModulationBlock)):
         blocks = EfficientMod(arch).stages[2].blocks
         assert {type(b) for b in blocks} == {kind}
@@ -149,7 +149,7 @@ def test_float32_gradients_agree_with_float64(size, frozen):
         )
 
 
-def test_float64_gradients_agree_with_differences():
+def test_float64_gradients_agree_with_finite_differences():
     model = randomise(EfficientMod(TINY, out_indices=(0, 1))).double()
     torch.manual_seed(0)
     image = torch.randn(1, 3, 24, 17, dtype=torch.float64)
@@ -203,7 +203,7 @@ def test_folded_for_inference(arch):
     assert {k.split('mlp.')[-1] for k in left} == set(parts)
     with pytest.raises(RuntimeError, match='cannot be trained any more'):
         model.train()
-    with pytest.raises(RuntimeError, match='those of a training'):
+    with pytest.raises(RuntimeError, match='cannot load weights from'):
         model.load_state_dict(weights)
 
 

@@ -1,4 +1,4 @@
-"""Parallel branches: what they do in training, and that none is left."""
+"""Parallel branches: training, loading, merging, conversion, configs."""
 
 import copy
 import functools
@@ -36,7 +36,7 @@ def norms_of(model):
 
 
 def settled(arch=TINY, seed=0, **kwargs):
-    """Weights and statistics far from the initial ones, in evaluation."""
+    """A model in evaluation mode, with random weights and statistics."""
     kwargs = dict(reparam=True) | kwargs
     model = randomise(EfficientMod(arch, **kwargs), seed).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -68,7 +68,7 @@ def layout(model):
 
 
 @pytest.mark.parametrize('reparam', [None, False, (), []])
-def test_without_it_nothing_is_built(reparam):
+def test_without_reparam_no_branch_is_built(reparam):
     assert layout(EfficientMod(TINY, reparam=reparam)) == layout(
         EfficientMod(TINY)
     )
@@ -84,7 +84,7 @@ def test_branches_are_beside_every_modulation_block():
     assert len(contexts) == sum(TINY['depths'])
     for context in contexts:
         assert list(context.branches) == ['3x3', 'identity']
-    # All else is the same, weights of the start included.
+    # The other layers have the initial weights of the plain variant.
     state = {
         k: v for k, v in model.state_dict().items() if 'branches' not in k
     }
@@ -92,7 +92,7 @@ def test_branches_are_beside_every_modulation_block():
     assert all((norm.weight == 1).all() for norm in norms_of(model))
 
 
-def test_it_is_the_sum_of_the_branches():
+def test_context_adds_the_branches_to_the_convolution():
     context = settled(reparam=(5, 'identity')).stages[1].blocks[0].mlp.context
     x = torch.randn(2, 9, 8, 16)
     y = context.f(x).permute(0, 3, 1, 2)
@@ -105,17 +105,17 @@ def test_it_is_the_sum_of_the_branches():
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
-        (dict(reparam=(7,)), r'of 1, 3, 5 \(odd kernel sizes below 7\)'),
-        (dict(reparam=(4, 'identity')), r'reparam=\(4, .identity.\) names no'),
+        (dict(reparam=(7,)), r'be 1, 3, 5 \(odd kernel sizes below 7\)'),
+        (dict(reparam=(4, 'identity')), r'reparam=\(4, .identity.\) does not'),
         (dict(reparam=(3, 3)), 'each once'),
-        (dict(reparam=(True,)), 'names no branches'),
-        (dict(reparam=(3.0,)), 'names no branches'),
-        (dict(reparam='identity'), 'names no branches'),
+        (dict(reparam=(True,)), 'does not name branches'),
+        (dict(reparam=(3.0,)), 'does not name branches'),
+        (dict(reparam='identity'), 'does not name branches'),
         (dict(reparam=3), 'such as'),
         (dict(arch='mbconv_xs', reparam=True), 'is for modulation blocks'),
     ],
 )
-def test_bad_branches_are_named(kwargs, message):
+def test_invalid_branches_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         EfficientMod(**kwargs)
 
@@ -146,7 +146,7 @@ def test_folded_outputs_of_a_real_variant(arch):
 
 @pytest.mark.parametrize('size', [(12, 12), (5, 3), (1, 1)], ids=str)
 def test_merging_is_exact_at_borders(size):
-    """Of a constant, nothing but the padding is seen."""
+    """The input is constant, so that outputs differ by the padding only."""
     model = settled(reparam=(5, 3, 1, 'identity')).double()
     context = model.stages[0].blocks[0].mlp.context
     x = torch.full((1, *size, 8), 1.5, dtype=torch.float64)
@@ -174,7 +174,7 @@ def test_low_precision_is_merged_in_float64(dtype):
     ],
     ids=str,
 )
-def test_what_is_left_is_the_plain_variant(arch, fold):
+def test_merged_and_folded_models_equal_the_plain_variant(arch, fold):
     model = EfficientMod(arch, reparam=True)
     before = measure(model, (32, 32))
     plain = EfficientMod(arch)
@@ -190,17 +190,17 @@ def test_what_is_left_is_the_plain_variant(arch, fold):
     assert before.params > counts[1].params
 
 
-def test_merged_is_trained_and_folded_further():
+def test_merged_model_can_be_trained_and_folded():
     model = settled()
     parameter = model.stages[0].blocks[0].mlp.context.conv.weight
     model.merge_branches()
     assert model.reparam == ()
-    # An optimizer still knows it.
+    # The same parameter, which an optimizer may hold.
     assert model.stages[0].blocks[0].mlp.context.conv.weight is parameter
     sum(x.square().mean() for x in model.train()(IMAGE)).backward()
     assert all(p.grad.abs().max() > 0 for p in model.parameters())
     expected = run(model.eval())
-    assert_same(run(model.merge_branches()), expected)  # there are none
+    assert_same(run(model.merge_branches()), expected)  # no branch is left
     assert_same(run(model.switch_to_deploy()), expected)
 
 
@@ -229,13 +229,13 @@ def another_norm(model):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (hooked, 'this Conv2d is more than its weights, or has a hook'),
-        (of_another_class, 'this Lora is more'),
-        (without_statistics, 'this BatchNorm2d is no plain batch norm'),
-        (another_norm, 'this GroupNorm is no plain batch norm'),
+        (hooked, 'this Conv2d is not plain: .* or it has a hook'),
+        (of_another_class, 'this Lora is not plain'),
+        (without_statistics, 'a branch has .*track_running_stats=False'),
+        (another_norm, 'a branch has GroupNorm'),
     ],
 )
-def test_what_cannot_be_merged_stays_as_it_was(change, message):
+def test_model_that_cannot_be_merged_is_refused_and_unchanged(change, message):
     model = EfficientMod(TINY, reparam=True)
     change(model)
     before = copy.deepcopy(model.state_dict())
@@ -317,7 +317,7 @@ def test_a_checkpoint_of_the_authors_starts_a_training(
         assert_close(first.train(mode)(IMAGE), expected[:2])
 
 
-def test_part_of_the_weights_leaves_the_branches():
+def test_partial_weights_do_not_change_the_branches():
     model = settled()
     before = copy.deepcopy(model.state_dict())
     stem = {k: v + 1 for k, v in before.items() if k.startswith('stem.')}
@@ -398,7 +398,7 @@ def test_a_folded_model_takes_no_training_checkpoint():
 
 
 def test_float32_gradients_agree_with_float64():
-    """Of every parameter, with batch statistics."""
+    """For every parameter, with batch norms in training mode."""
     double = settled(reparam=(5, 3, 1, 'identity')).double().train()
     single = copy.deepcopy(double).float()
     for model in (double, single):
@@ -408,7 +408,8 @@ def test_float32_gradients_agree_with_float64():
     for (name, p), q in zip(
         single.named_parameters(), double.parameters(), strict=True
     ):
-        # Of 1x1 before a batch norm, the size has no gradient.
+        # The batch norm undoes the scale of a 1x1 kernel, whose gradient is
+        # therefore 0 but for rounding.
         if '1x1.conv' not in name:
             scale = q.grad.abs().max().item()
             assert scale > 0, name
@@ -488,7 +489,7 @@ def test_synchronised_batch_norms_are_folded():
         assert_same(run(converted.switch_to_deploy()), expected)
 
 
-def test_autocast():
+def test_autocast_is_close_to_float32():
     model = settled().train()
     expected = copy.deepcopy(model)(IMAGE)
     with torch.autocast('cpu', dtype=torch.bfloat16):
@@ -541,7 +542,7 @@ def test_a_training_checkpoint_converts(
     assert_same(run(plain.eval()), run(model))
     assert_close(plain.state_dict(), model.merge_branches().state_dict())
     assert len(weights) - len(backbone) == (2 if part == 'model' else 0)
-    # Where there is nothing to merge, all stays as it is.
+    # Without branches, the conversion changes nothing.
     argv = ['plain.pth', 'again.pth', '--part', part, '--deploy']
     tool('convert_checkpoint').main(argv)
     assert 'there are no parallel branches' in capsys.readouterr().out
@@ -604,7 +605,7 @@ def test_half_precision_converts(tool, tmp_path, monkeypatch):
         (dict, ['--config', 'plain.py'], 'training.pth does not.*--deploy'),
     ],
 )
-def test_what_does_not_convert(
+def test_checkpoint_that_cannot_be_converted_is_refused(
     tool, tmp_path, monkeypatch, change, flags, message
 ):
     monkeypatch.chdir(tmp_path)
@@ -619,8 +620,10 @@ def test_what_does_not_convert(
     assert not Path('x.pth').exists()
 
 
-def test_conversion_by_a_config(tool, tmp_path, monkeypatch):
-    """That with branches or the plain one, for a backbone of one's own."""
+def test_conversion_by_either_config_gives_one_result(
+    tool, tmp_path, monkeypatch
+):
+    """By the plain one or that with branches; the arch is a dict."""
     monkeypatch.chdir(tmp_path)
     text = """
 _base_ = '{}/configs/cls/efficientmod_xxs_in1k.py'
@@ -666,7 +669,7 @@ RUNS = {
         'default_hooks.checkpoint.interval=2',
         *FEW[1:],
     ],
-    # An untrained model is sure of nothing.
+    # The scores of an untrained model are low.
     'det/mask_rcnn_efficientmod_{}_fpn_1x_coco.py': [
         *FEW,
         'model.test_cfg.rcnn.score_thr=0',
@@ -700,7 +703,9 @@ def train(tool, config, *options):
 @pytest.mark.parametrize(
     'arch', ['s', pytest.param('s_conv', marks=pytest.mark.slow)]
 )
-def test_config_trains_what_the_plain_one_takes(tool, mini_place, name, arch):
+def test_trained_checkpoint_converts_for_the_plain_config(
+    tool, mini_place, name, arch
+):
     config = str(ROOT / 'configs' / name.format(f'{arch}_reparam'))
     plain = str(ROOT / 'configs' / name.format(arch))
     runner, path = train(tool, config, *RUNS[name])
@@ -710,8 +715,8 @@ def test_config_trains_what_the_plain_one_takes(tool, mini_place, name, arch):
     assert result.merged == (3, 'identity')
 
 
-def test_testing_with_and_without_branches(tool, mini_place):
-    """A checkpoint of either is tested under both, or refused."""
+def test_checkpoints_are_tested_with_and_without_branches(tool, mini_place):
+    """Scores are equal, and the plain config refuses branches."""
     name = 'cls/efficientmod_{}_in1k.py'
     plain = str(ROOT / 'configs' / name.format('xxs'))
     Path('branches.py').write_text(
@@ -730,7 +735,7 @@ def test_testing_with_and_without_branches(tool, mini_place):
     for argv in (
         ['branches.py', path, '--deploy'],
         [plain, 'plain.pth'],
-        # With branches that change nothing, and not with random ones.
+        # Its branches start at zero, not from random weights.
         ['branches.py', 'plain.pth'],
     ):
         assert_close(scores(*argv), expected, rtol=1e-5, atol=1e-8)

@@ -114,7 +114,7 @@ def test_with_cp_is_refused_by_backbones_without_it(name):
 
 
 @pytest.mark.parametrize('name', SMALL)
-def test_frozen_stages_are_what_their_level_needs(name):
+def test_frozen_stages_are_the_layers_that_their_level_reads(name):
     model = build(name)
     names = [key for key, _ in model.named_parameters()]
     model(torch.rand(2, 3, 64, 64))[1].mean().backward()
@@ -238,7 +238,7 @@ def test_unknown_arguments_are_refused():
 
 
 def test_other_timm_models_with_a_pyramid():
-    """One drops rows of odd images, the other numbers its stages otherwise."""
+    """ConvNeXt drops rows of odd images; EfficientNet begins at stride 2."""
     for name in 'convnext_atto', 'efficientnet_b0':
         model = TimmPyramid(name)
         for i, out in enumerate(model(torch.rand(2, 3, 50, 70))):

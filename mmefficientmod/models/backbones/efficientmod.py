@@ -1,15 +1,17 @@
 """EfficientMod, written from the paper's equations and table of variants.
 
 Paper: Ma et al., "Efficient Modulation for Vision Networks", ICLR 2024,
-https://arxiv.org/abs/2403.19963. This file gives the same numbers as the
-authors' code, https://github.com/ma-xu/EfficientMod (Apache-2.0).
+https://arxiv.org/abs/2403.19963. The outputs equal those of the authors' code,
+https://github.com/ma-xu/EfficientMod (Apache-2.0), within 1e-6 of their
+largest value.
 
 Inside a stage every tensor is channels-last, ``(N, H, W, C)``, so that linear
 layers and norms read contiguous memory. A convolution sees the same memory as
 a ``(N, C, H, W)`` view in PyTorch's ``channels_last`` format: no copies.
 
-The ``forward`` of each module here is its equation. A whole block has a fast
-path with the same result, see :mod:`mmefficientmod.models.layers.fast_path`.
+The ``forward`` of each module computes the module's equation. That of a block
+does so only if the block's fast path, which gives the same result, may not
+run; see :mod:`mmefficientmod.models.layers.fast_path`.
 """
 
 from __future__ import annotations
@@ -70,14 +72,14 @@ ARCHS: dict[str, dict[str, Any]] = {
         attn_depths=(0, 0, 0, 0), attn_mlp_ratios=(4, 4, 4, 4),
         block='modulation', expand_ratios=(1, 6), drop_path_rate=0.02),
 }  # fmt: skip
-# The rivals in the paper's study of the block: MBConv in place of modulation,
-# expanded so that the parameters are equal, and no attention. The paper gives
-# parameters and FLOPs only: MBConv 12.9 M and 1.6 G, 6.4 M and 0.7 G;
-# modulation 12.9 M and 1.5 G, 6.4 M and 0.7 G. The first modulation model is
-# s_conv; the rest is inferred. From s to s_conv, modulation blocks replace the
-# attention blocks. The same from xs, with the ratio 6 of s and a width of 320,
-# gives the second, 6.43 M and 0.68 G. The two ratios of MBConv are one choice
-# that is within 2 % of all figures: 12.91 M and 1.59 G, 6.29 M and 0.71 G.
+# The paper compares modulation with MBConv, in models without attention that
+# have equally many parameters. It gives parameters and FLOPs only: MBConv
+# 12.9 M and 1.6 G, 6.4 M and 0.7 G; modulation 12.9 M and 1.5 G, 6.4 M and
+# 0.7 G. We inferred widths and depths: the larger modulation model is s_conv,
+# which is s with modulation blocks in place of its attention blocks, and the
+# same change of xs, with a width of 320 and the ratio 6, has 6.43 M and
+# 0.68 G. We chose the ratios of MBConv so that all figures are within 2 % of
+# the paper's: 12.91 M and 1.59 G, 6.29 M and 0.71 G.
 MBCONV_ARCHS: dict[str, dict[str, Any]] = {
     'mbconv_xs': dict(
         dims=(32, 64, 144, 320), depths=(3, 3, 7, 5),
@@ -213,14 +215,15 @@ class ModulationBlock(nn.Module):
 
     Args:
         dim: Channels C.
-        expand_ratio: Expansion ratio r of the value.
+        expand_ratio: Expansion ratio r of the value, an integer.
         drop_path: Probability of dropping ``gamma * mlp`` for a sample.
         layer_scale_init_value: Initial value of gamma; 0 builds no gamma.
     """
 
     mlp_type: ClassVar[type[nn.Module]] = ModulationMlp
     fast_path = FastPath(modulation_block, ModulationMlp, ContextBranch)
-    # For deployment: the linear layers that read each norm.
+    # The linear layers that read each norm, which is folded into them for
+    # inference.
     layers_after_norm: ClassVar[dict[str, tuple[str, ...]]] = dict(
         norm=('mlp.context.f', 'mlp.fc1')
     )
@@ -253,7 +256,10 @@ class ModulationBlock(nn.Module):
 
 
 class MBConvBlock(ModulationBlock):
-    """The same with MBConv: the rival in the paper's study of the block."""
+    """A ``ModulationBlock`` with MBConv in place of modulation.
+
+    The paper compares the two blocks. Here ``expand_ratio`` may be a fraction.
+    """
 
     mlp_type = MBConvMlp
     fast_path = FastPath(mbconv_block, MBConvMlp)
@@ -314,7 +320,6 @@ class AttentionBlock(nn.Module):
     """
 
     fast_path = FastPath(attention_block, Attention, AttentionMlp)
-    # For deployment: the linear layers that read each norm.
     layers_after_norm: ClassVar = dict(norm1=('attn.qkv',), norm2=('mlp.fc1',))
 
     def __init__(self, dim: int, mlp_ratio: float, drop_path: float) -> None:
@@ -345,20 +350,20 @@ class EfficientMod(EfficientModWeights, PyramidBackbone):
     any size gives, for each level in ``out_indices``, a contiguous
     ``(N, dims[i], ceil(H / stride), ceil(W / stride))``.
 
-    The initialisation is that of the authors' code: truncated normal (0.02)
-    and zero bias for linear layers, and PyTorch's own for convolutions, as
-    the condition ``isinstance(m, nn.Linear or nn.Conv2d)`` in their code
-    holds for linear layers only. The published results were trained so.
+    The initialisation is that of the authors' code, with which the published
+    results were trained: truncated normal (0.02) and zero bias for linear
+    layers, PyTorch's default for convolutions. The condition in their code,
+    ``isinstance(m, nn.Linear or nn.Conv2d)``, is true for linear layers only.
 
     Args:
         arch: Name of a variant (``xxs``, ``xs``, ``s``, ``s_conv``; the
-            rivals ``mbconv_xs`` and ``mbconv_s``; a hyphen may replace the
-            underscore) or a dict with the keys ``dims``, ``depths``
+            MBConv models ``mbconv_xs``, ``mbconv_s``; a hyphen may replace
+            the underscore) or a dict with the keys ``dims``, ``depths``
             (modulation blocks in each stage), ``attn_depths`` (attention
             blocks after them), ``expand_ratios`` (cycled over the modulation
-            blocks), ``attn_mlp_ratios`` and, optionally, ``block``
-            (``'modulation'``, or ``'mbconv'`` for MBConv in its place) and
-            ``drop_path_rate`` (0).
+            blocks; integers), ``attn_mlp_ratios`` and, optionally, ``block``
+            (``'modulation'``, or ``'mbconv'`` for MBConv in its place, whose
+            ratios may be fractions) and ``drop_path_rate`` (0).
         in_channels: Channels of the image. Default: 3.
         out_indices: Stages to return, 0 to 3 or -4 to -1, in ascending
             order; an int selects one stage. Stages after the last of them
@@ -489,4 +494,14 @@ def parse_arch(arch: str | Mapping[str, Any]) -> dict[str, Any]:
             'expand_ratios of EfficientMod is empty; it needs at least one '
             'ratio, for example (1, 6)'
         )
+    # The context multiplies r groups of channels, so that modulation needs an
+    # integer r.
+    whole = settings['block'] == 'modulation'
+    for ratio in settings['expand_ratios']:
+        if not isinstance(ratio, int if whole else (int, float)) or ratio <= 0:
+            raise ValueError(
+                f'EfficientMod with block={settings["block"]!r} has the ratio '
+                f'{ratio!r} in expand_ratios; each must be '
+                f'{"an integer" if whole else "a number"} above 0'
+            )
     return settings

@@ -17,7 +17,7 @@ from mmefficientmod.models.layers.deploy import (
     fold_norm,
     fold_scale,
 )
-from mmefficientmod.models.layers.plain import is_plain
+from mmefficientmod.models.layers.plain import check_plain
 from mmefficientmod.models.layers.reparam import (
     ParallelBranches,
     Reparameterisable,
@@ -176,8 +176,8 @@ class EfficientModWeights(Deployable):
             The module itself.
 
         Raises:
-            RuntimeError: If a convolution is more than its weights or has a
-                hook, or a norm is not a batch norm. Nothing is changed then.
+            RuntimeError: If a convolution is not plain, or a norm is not a
+                plain batch norm. Nothing is changed then.
         """
         contexts = self._contexts()
         for context in contexts:
@@ -196,8 +196,8 @@ class EfficientModWeights(Deployable):
         layer scale into the linear layer before it.
 
         Raises:
-            RuntimeError: If one of these layers is more than its weights,
-                such as a LoRA or a quantised layer, or has a hook. Nothing is
+            RuntimeError: If one of these layers is not plain, such as a LoRA
+                or a quantised layer, or a layer with a hook. Nothing is
                 changed then.
         """
         stages: Iterable[Any] = self.stages
@@ -206,12 +206,7 @@ class EfficientModWeights(Deployable):
         for pairs, scaled in folded.values():
             layers = [x for norm, linears in pairs for x in (norm, *linears)]
             for layer in (*layers, *scaled):
-                if not is_plain(layer):
-                    raise RuntimeError(
-                        'switch_to_deploy() folds plain layers, and this '
-                        f'{type(layer).__name__} is more than its weights, or '
-                        'has a hook; merge it or take the hook off first'
-                    )
+                check_plain(layer, 'switch_to_deploy()')
         self.merge_branches()
         for block, (pairs, scaled) in folded.items():
             for norm, linears in pairs:

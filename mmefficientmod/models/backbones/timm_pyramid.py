@@ -277,7 +277,7 @@ class TimmPyramid(Deployable, BaseModule):
 
         Raises:
             RuntimeError: If that changes the outputs, as it does if a layer
-                is more than its weights.
+                is not plain.
         """
         from timm.utils.model import reparameterize_model
 
@@ -299,9 +299,8 @@ class TimmPyramid(Deployable, BaseModule):
                 self.timm_model = original
                 raise RuntimeError(
                     'switch_to_deploy() changes the outputs of this '
-                    f'{self.model_name}: timm folds plain layers, and one is '
-                    'more than its weights, such as a LoRA layer; merge it '
-                    'first'
+                    f'{self.model_name}: timm folds plain layers, and one '
+                    'layer is not plain, such as a LoRA layer; merge it first'
                 )
 
     def train(self, mode: bool = True) -> TimmPyramid:

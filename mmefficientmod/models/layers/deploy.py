@@ -67,12 +67,12 @@ class Deployable(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any
     ) -> None:
-        # MMEngine loads partially, with only a warning.
+        # MMEngine would load the weights that fit, with only a warning.
         if any(prefix + key in state_dict for key in self._folded_keys):
             raise RuntimeError(
                 f'this {type(self).__name__} was folded for inference by '
-                'switch_to_deploy(), and the weights are those of a training; '
-                'load them into a new one before it is folded'
+                'switch_to_deploy() and cannot load weights from a training; '
+                'build it anew, load the weights and fold it again'
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -92,7 +92,8 @@ def switch_to_deploy(model: nn.Module) -> list[str]:
         inside = any(not x or name.startswith(f'{x}.') for x in names)
         if hasattr(module, 'switch_to_deploy') and not inside:
             module.switch_to_deploy()
-            # A module of this package may have nothing to fold, and tells.
+            # A Deployable that has nothing to fold has `deployed = False`;
+            # modules of other projects may have no such attribute.
             if getattr(module, 'deployed', True):
                 names.append(name)
     return names

@@ -49,12 +49,13 @@ def _is_depthwise(conv: nn.Conv2d) -> bool:
 
 
 class _DepthwiseConv(Function):
-    """A depth-wise convolution with a gradient of the kernel of its own.
+    """A depth-wise convolution that computes its kernel's gradient faster.
 
-    Each entry of that gradient is the sum of the shifted image times the
-    gradient of the output, over all positions. A convolution of the image by
-    that gradient, a kernel as large as the image for each channel, gives all
-    entries; PyTorch's own gradient is several times slower on a CPU.
+    Each entry of the kernel's gradient is the sum over all positions of the
+    shifted image times the output's gradient. So a convolution of the image
+    gives all entries: the output's gradient is its kernel, as large as the
+    image, for each channel. PyTorch's own computation is several times slower
+    on a CPU.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Whether a layer does no more than its class and its weights say."""
+"""Whether the class and the weights of a layer determine its output."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether calling a module does more than calling its class's forward.
+    """Whether calling a module runs more than the ``forward`` of its class.
 
-    Hooks do so, and a ``forward`` that was set on the object.
+    A module with hooks does so, and an object with a ``forward`` of its own.
     """
     return bool(
         module._forward_hooks
@@ -27,11 +27,11 @@ def is_plain(
         nn.Conv2d,
     ),
 ) -> bool:
-    """Whether the weights of a layer tell all that the layer does.
+    """Whether one of the given classes and the weights determine the output.
 
-    They do not where its class is a subclass, as for LoRA, quantised and
-    parametrised layers, where it has a hook, and where its weight is missing
-    or a subclass of Tensor.
+    They do not determine the output of a subclass (LoRA, quantised and
+    parametrised layers), of a layer with a hook, and of a layer whose weight
+    is missing or a subclass of Tensor.
 
     Args:
         module: The layer.
@@ -43,3 +43,22 @@ def is_plain(
         and type(module.weight) in (nn.Parameter, Tensor)
         and not has_hooks(module)
     )
+
+
+def check_plain(layer: nn.Module, operation: str) -> None:
+    """Raise if a layer is not plain.
+
+    Args:
+        layer: The layer.
+        operation: What needs a plain layer, for the message.
+
+    Raises:
+        RuntimeError: If the layer is not plain, see :func:`is_plain`.
+    """
+    if not is_plain(layer):
+        raise RuntimeError(
+            f'{operation} needs plain layers, and this '
+            f'{type(layer).__name__} is not plain: its class is not exactly '
+            'Linear, LayerNorm or Conv2d, its weight is no plain tensor, or '
+            'it has a hook; merge it or remove the hook first'
+        )

@@ -23,12 +23,15 @@ from mmengine.model.utils import _BatchNormXd
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from mmefficientmod.models.layers.plain import is_plain
+from mmefficientmod.models.layers.plain import check_plain, is_plain
 
-# Without a depth-wise 1x1 convolution: before a batch norm it is the identity,
-# up to its sign.
+# Without a depth-wise 1x1 convolution: it scales each channel, which the batch
+# norm after it undoes, except for the sign. It would repeat the identity.
 DEFAULT = (3, 'identity')
-# MMEngine's `revert_sync_batchnorm` turns a SyncBatchNorm into the second.
+# The classes of batch norms that can be merged; a subclass may compute more.
+# `torch_private.BatchNorm` is the base class, for finding batch norms of all
+# kinds. MMEngine's `revert_sync_batchnorm` turns a SyncBatchNorm into a
+# `_BatchNormXd`.
 BATCH_NORMS = (nn.BatchNorm2d, _BatchNormXd, nn.SyncBatchNorm)
 
 
@@ -57,10 +60,10 @@ def parse_reparam(
         or len(set(reparam)) < len(reparam)
     ):
         raise ValueError(
-            f'reparam={reparam!r} names no branches: it is None, True, or a '
-            f'sequence such as {DEFAULT}, of {", ".join(map(str, sizes))} '
-            f"(odd kernel sizes below {kernel_size}) and 'identity', each "
-            'once'
+            f'reparam={reparam!r} does not name branches; give None, True or '
+            f'a sequence such as {DEFAULT}. Its entries may be '
+            f'{", ".join(map(str, sizes))} (odd kernel sizes below '
+            f"{kernel_size}) and 'identity', each once"
         )
     return tuple(reparam)
 
@@ -156,18 +159,13 @@ class ParallelBranches(nn.ModuleDict):
             conv: The convolution beside the branches.
 
         Raises:
-            RuntimeError: If a convolution is more than its weights, or a
-                norm is not a batch norm with weight and statistics.
+            RuntimeError: If a convolution is not plain, or a norm is not a
+                plain batch norm with weight and statistics.
         """
         for branch in self._branches():
             for layer in (conv, branch.conv):
-                if layer is not None and not is_plain(layer):
-                    raise RuntimeError(
-                        'parallel branches are merged where layers are plain, '
-                        f'and this {type(layer).__name__} is more than its '
-                        'weights, or has a hook; merge it or take the hook '
-                        'off first'
-                    )
+                if layer is not None:
+                    check_plain(layer, 'merging parallel branches')
             norm = branch.norm
             if (
                 not is_plain(norm, BATCH_NORMS)
@@ -175,9 +173,10 @@ class ParallelBranches(nn.ModuleDict):
                 or norm.weight is None
             ):
                 raise RuntimeError(
-                    'parallel branches are merged by the statistics of their '
-                    f'batch norms, and this {type(norm).__name__} is no plain '
-                    'batch norm with them'
+                    'merging parallel branches needs batch norms with weight '
+                    'and running statistics and without hooks, and a branch '
+                    f'has {norm}; train the branches with a BatchNorm2d, or '
+                    'remove its hook'
                 )
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """Whether a forward pass is recorded for later inputs.
 
-Operations that are recorded must suit any later input: no branch may depend
-on the input, on its size or on whether it needs a gradient.
+Recorded operations run again on other inputs. So no branch of the Python code
+may depend on the input, on its size or on whether it needs a gradient.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ def is_traced(x: Any) -> bool:
 
 
 def is_traced_by_fx_or_jit(x: Any) -> bool:
-    """Whether ``torch.fx`` or ``torch.jit.trace`` records them.
+    """Whether ``torch.fx`` or ``torch.jit.trace`` records operations on ``x``.
 
-    These two keep no condition with what they record, while ``torch.compile``
-    and ``torch.export`` check later inputs against the conditions.
+    These two record only the branch that the present input takes.
+    ``torch.compile`` and ``torch.export`` also record the condition, and check
+    later inputs against it.
 
     Args:
         x: The input of a module.
