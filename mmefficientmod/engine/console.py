@@ -34,8 +34,8 @@ LOG_FILE_ONLY = (
     '----', 'Config:', 'Distributed training is not used, all SyncBatchNorm',
     'Exp name:', 'Hooks will be', 'num_workers=', 'paramwise_options',
 )  # fmt: skip
-# A row of a table of classes for a class that is neither in the ground truth
-# nor predicted.
+# In a table with a row for each class, the row of a class that is neither in
+# the ground truth nor predicted: all values are nan.
 EMPTY_ROW = re.compile(r'\|[^|]*(\| *nan *)+\|\s*$')
 
 
@@ -46,9 +46,9 @@ def silence_noise() -> None:
 
 
 def show_progress(logger: logging.Logger) -> None:
-    """Keep ``LOG_FILE_ONLY`` out of the terminal, and ``NOISE`` out of all.
+    """Keep ``LOG_FILE_ONLY`` out of the terminal, and drop ``NOISE``.
 
-    Warnings and errors are always shown.
+    The terminal shows all warnings and errors that are not in ``NOISE``.
 
     Args:
         logger: The logger of a run, with its handlers.

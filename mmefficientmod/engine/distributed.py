@@ -1,8 +1,8 @@
 """Several processes, also on machines without a GPU.
 
-MMEngine's launchers assign a GPU to each process. Where there is no GPU, this
-module creates a process group with the backend gloo before MMEngine looks for
-one, and models are wrapped without a device.
+MMEngine's launchers assign a GPU to each process. On a machine without a GPU,
+:func:`start` creates the process group, with the backend gloo, before MMEngine
+does, and :func:`without_device` lets MMEngine wrap a model that is on the CPU.
 """
 
 from __future__ import annotations
@@ -77,16 +77,16 @@ def num_local_processes() -> int:
     return int(os.environ.get('LOCAL_WORLD_SIZE', 1))
 
 
-def without_device(wrapper: Mapping[str, Any] | None) -> dict[str, Any]:
+def without_device(wrapper: Mapping[str, Any]) -> dict[str, Any]:
     """A ``model_wrapper_cfg`` for CPUs.
 
     Args:
-        wrapper: The dict of the config, or None for MMEngine's default.
+        wrapper: The dict of the config.
 
     Returns:
         A copy; data parallelism gets ``device_ids=None``.
     """
-    cfg = dict(wrapper or dict(broadcast_buffers=False))
+    cfg = dict(wrapper)
     wrapper_type = cfg.setdefault('type', 'MMDistributedDataParallel')
     if not isclass(wrapper_type):
         wrapper_type = MODEL_WRAPPERS.get(wrapper_type)

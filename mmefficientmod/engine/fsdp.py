@@ -44,12 +44,12 @@ def wrap_by_stage(
 
 @STRATEGIES.register_module()
 class StageFSDPStrategy(FSDPStrategy):
-    """MMEngine's FSDP strategy, with per-parameter rules and on CPUs.
+    """MMEngine's FSDP strategy, with settings per parameter and on CPUs.
 
-    Rules such as ``paramwise_cfg`` depend on the names and shapes of the
-    parameters and on the types of their layers, all of which FSDP changes.
-    Here the rules are applied to a copy of the model from before. Gradients
-    are clipped by the norm over all processes.
+    Settings per parameter, such as ``paramwise_cfg``, depend on names and
+    shapes of parameters and on types of layers, which FSDP changes. So the
+    groups of the optimizer are made from a copy of the model that FSDP has not
+    wrapped. Gradients are clipped by their norm over all processes.
 
     Takes the arguments of ``FSDPStrategy``.
     """

@@ -1,4 +1,7 @@
-"""Hooks that the tools add to a run."""
+"""Hooks of the tools: a check of the checkpoint, and folding for inference.
+
+The hook that seeds each step is in :mod:`mmefficientmod.engine.seeding`.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,8 @@ class CheckpointCheckHook(Hook):
             checkpoint: Content of the file.
 
         Raises:
-            CheckpointError: If the model or the classes are others.
+            CheckpointError: If the weights do not fit the model, or the
+                classes differ.
         """
         meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
         trained = list(meta.get('classes') or ())
@@ -99,8 +103,8 @@ class SwitchToDeployHook(Hook):
         """Fold the model, and log the names of the folded modules."""
         names = switch_to_deploy(runner.model)
         for hook in runner.hooks:
-            # The hook swaps its averaged weights with those of the model, so
-            # both need the same parameters.
+            # EMAHook exchanges the averaged weights with those of the model,
+            # so both must be folded.
             if isinstance(hook, EMAHook):
                 switch_to_deploy(hook.ema_model)
         runner.logger.info(

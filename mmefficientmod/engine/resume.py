@@ -1,4 +1,4 @@
-"""A resumed run has the seed and the frozen stages of the run before."""
+"""Resuming: the seed and the frozen stages of the run that is continued."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from mmefficientmod.config.nodes import ConfigError, find_model
 def resume_as_before(cfg: Config) -> None:
     """Take the seed of the checkpoint, and compare the frozen stages.
 
-    MMEngine, too, takes the seed of the checkpoint, but only after it has
-    shuffled the data with another one. The number of frozen stages of a
-    backbone that ``--backbone`` names depends on ``--pretrained``; a user who
-    leaves that option out when resuming would train other layers.
+    MMEngine also takes the seed of the checkpoint, but only after it has built
+    the data loader, which shuffles by another seed. ``--backbone`` keeps
+    frozen stages only with ``--pretrained``; a user who resumes without that
+    option would train other layers than before.
 
     Args:
         cfg: The config, changed in place. It resumes from ``load_from``, or
             else from the last checkpoint in ``work_dir``, if there is one.
 
     Raises:
-        ConfigError: If the run before had another number of frozen stages.
+        ConfigError: If the checkpoint was trained with another number of
+            frozen stages.
     """
     path = cfg.get('load_from')
     if not path and Path(cfg.work_dir, 'last_checkpoint').is_file():
@@ -40,9 +41,9 @@ def resume_as_before(cfg: Config) -> None:
         now = _frozen_stages(cfg)
         if before != now:
             raise ConfigError(
-                f'{path} is of a run with frozen_stages={before}, and this '
-                f'one has {now}; give the options of that run again, also '
-                '--pretrained'
+                f'{path} was trained with frozen_stages={before}, and this '
+                f'run has frozen_stages={now}; resume with the options of '
+                'the first run, including --backbone and --pretrained'
             )
 
 

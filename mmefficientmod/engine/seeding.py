@@ -1,7 +1,7 @@
-"""Random numbers that depend on the position in a training, not on its past.
+"""Random numbers of a training that depend only on the position in it.
 
-MMEngine seeds a run once, at its start. A resumed run repeats that seed: it
-augments its first images as the images of iteration 0. Here each sample and
+MMEngine seeds a run once, at its start. A resumed run starts with the same
+seed, and so repeats the augmentation of iteration 0. Here each sample and
 each training step is seeded on its own, from the seed of the run and its
 position in the run. A resumed run then has the losses of a run that was never
 stopped, and a sample is the same for any number of workers and of processes.
@@ -10,8 +10,8 @@ A data loader is built with two wrappers. The sampler's wrapper gives each
 index its position; the data set's wrapper reads the position, in the worker
 process, and seeds the random generators before it loads the sample. Both are
 named in the data loader's config, as MMEngine's own wrappers of data sets
-are, so that no object is changed after it was built. What the wrappers do not
-define is answered by the wrapped object.
+are, so that no object is changed after it was built. Attributes that a wrapper
+does not define are those of the wrapped object.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class PositionedSampler(Sampler):
         sampler: The sampler.
     """
 
-    num_skipped = 0  # indices of this process that a stopped run has taken
+    num_skipped = 0  # indices that this process took before it was stopped
 
     def __init__(self, sampler: Any) -> None:
         self.wrapped = sampler
@@ -146,12 +146,12 @@ class PositionedSampler(Sampler):
 class PositionedSkippingSampler(PositionedSampler):
     """The same for a sampler that can skip indices, to resume a run.
 
-    A class of its own, since MMEngine's loop expects of each sampler with a
-    method ``skip`` that it can skip. OneDL's ``InfiniteSampler`` has it.
+    It is a class of its own because MMEngine's loop calls ``skip`` of every
+    sampler that has this method, as OneDL's ``InfiniteSampler`` does.
     """
 
     def skip(self, num_samples: int) -> None:
-        """Start after the indices that a stopped run has taken.
+        """Start after the indices that were taken before a run was stopped.
 
         Args:
             num_samples: Number of these indices in this process.
@@ -190,8 +190,8 @@ def build_positioned_sampler(
 class SeededDataset(Dataset):
     """A data set whose samples depend on their position in the training.
 
-    All attributes but its own two are those of the wrapped data set, also
-    when they are set: hooks exchange the pipeline by
+    All other attributes than its own two are read from the wrapped data set,
+    and set there: hooks replace the pipeline by
     ``loader.dataset.pipeline = ...``.
 
     Args:
@@ -224,8 +224,8 @@ class SeededDataset(Dataset):
 
 
 def _attribute_of_wrapped(wrapper: Any, name: str) -> Any:
-    # An unpickled or copied wrapper is asked for special methods before it
-    # has what it wraps. The data set's `__getitems__` would bypass ours.
+    # pickle and copy look for special methods before `wrapped` is set. With
+    # the data set's `__getitems__`, PyTorch would not call our `__getitem__`.
     if name == 'wrapped' or name.startswith('__'):
         raise AttributeError(name)
     return getattr(wrapper.wrapped, name)

@@ -1,6 +1,5 @@
 """Two processes on CPUs give the results of one with the joined batch."""
 
-import copy
 import json
 import os
 import pickle
@@ -394,15 +393,11 @@ print(strategy.__name__, policy.__name__)
     )
 
 
-def test_names_of_an_older_config_get_the_scope(mini_place):
+def test_fsdp_in_one_process_is_refused(mini_place):
     cfg = run_config(SEG)
     cfg.merge_from_dict(load_config('mmefficientmod::_base_/fsdp.py'))
-    new = copy.deepcopy(cfg.strategy)
-    cfg.strategy.type = 'StageFSDPStrategy'
-    cfg.strategy.model_wrapper.auto_wrap_policy = 'wrap_by_stage'
     with pytest.raises(ConfigError, match='FSDP needs several processes'):
         build_runner(cfg)
-    assert cfg.strategy == new
 
 
 @pytest.mark.parametrize(
