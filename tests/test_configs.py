@@ -484,6 +484,7 @@ def test_test_images_are_resized_to_a_multiple_of_32():
         'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py',
         'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
         'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco',
+        'mmdet::regnet/mask-rcnn_regnetx-3.2GF_fpn_1x_coco',
         'mmpretrain::resnet/resnet18_8xb32_in1k.py',
         'mmefficientmod::seg/fpn_efficientmod_s_ade20k.py',
         'configs/seg/fpn_efficientmod_s_ade20k.py',
@@ -506,6 +507,8 @@ def test_config_is_found_by_path_or_package(name, monkeypatch):
         ('nowhere/at/all.py', 'does not exist'),
         ('mmpose::x.py', "no package 'mmpose'"),
         ('configs/seg', 'does not exist'),
+        ('mmdet::', 'does not exist$'),
+        ('mmdet::/nowhere.py', 'does not exist$'),
     ],
 )
 def test_missing_config_is_refused_with_a_hint(name, message, monkeypatch):
@@ -618,7 +621,7 @@ def test_data_root_is_prepended_where_paths_had_no_root():
     assert cfg.val_evaluator.ann_file == 'mine/a/train.json'
 
 
-def test_data_root_in_paths_is_replaced_without_roots_of_data_sets():
+def test_data_root_replaces_that_in_paths_of_data_sets_without_a_root():
     cfg = data_config(
         dict(ann_file='data/a.json', data_prefix=dict(img='data/images')),
         data_root='data/',
@@ -630,7 +633,7 @@ def test_data_root_in_paths_is_replaced_without_roots_of_data_sets():
     )
 
 
-def test_data_root_at_the_top_that_no_data_set_uses_is_no_obstacle():
+def test_old_data_root_is_ignored_if_no_data_set_has_a_path_there():
     cfg = data_config(dict(data_root='data/x'), data_root='unused')
     apply_options(cfg, dict(data_root='mine'))
     assert roots(cfg) == {'mine'}
@@ -680,6 +683,7 @@ def test_data_root_that_cannot_be_set_is_refused(cfg, root, message):
 def test_crop_size_is_replaced_everywhere(seg_config, size):
     cfg = load_config(seg_config, dict(crop_size=size))
     crop = cfg.train_dataloader.dataset.pipeline[3]
+    assert cfg.crop_size == (192, 192)
     assert crop.crop_size == (192, 192)  # RandomCrop takes no list
     assert tuple(cfg.model.data_preprocessor.size) == (192, 192)
 
@@ -694,6 +698,11 @@ def test_schedule_is_scaled_with_the_length_of_the_training(seg_config):
     )
     assert cfg.param_scheduler[0]['end'] == 1001
     assert cfg.param_scheduler[1]['end'] == 500
+    cfg.param_scheduler_of_mine = None  # is not the schedule
+    apply_options(
+        cfg, {'train_cfg.max_iters': 800, 'param_scheduler_of_mine': 1}
+    )
+    assert cfg.param_scheduler[1]['end'] == 1000
     coco = load_config(
         'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
         {'train_cfg.max_epochs': 24},

@@ -12,6 +12,7 @@ from mmefficientmod.apis.inference import (
     check_images,
     draw_predictions,
 )
+from mmefficientmod.checkpoint.reading import check_exists
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.options import apply_options
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
     apply_options(cfg, args.cfg_options)
     if args.score_thr is not None and cfg.get('default_scope') != 'mmdet':
         raise ConfigError('--score-thr is for detectors')
-    cli.check_exists(args.checkpoint)
+    check_exists(args.checkpoint)
     check_images(args.images)  # before the model is built, which takes long
     inferencer = build_inferencer(cfg, args.checkpoint, args.device)
     drawn = draw_predictions(inferencer, args.images, args.out, args.score_thr)

@@ -10,6 +10,7 @@ from pathlib import Path
 from mmengine.dist import is_main_process
 
 from mmefficientmod import cli
+from mmefficientmod.checkpoint.reading import check_exists
 from mmefficientmod.config.nodes import add_hook
 from mmefficientmod.datasets import check_data_exists, fit_classes
 from mmefficientmod.engine import modes
@@ -42,7 +43,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     args = parse_args(argv)
     cfg = cli.load_run_config(args)
-    cli.check_exists(args.checkpoint)
+    check_exists(args.checkpoint)
     cfg.load_from = args.checkpoint
     check_data_exists(cfg, ('test_dataloader',))
     classes = fit_classes(cfg, ('test_dataloader',))

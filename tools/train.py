@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmengine.logging import print_log
 from mmengine.runner import FlexibleRunner, Runner
 
 from mmefficientmod import cli
+from mmefficientmod.checkpoint.reading import check_exists
 from mmefficientmod.config.schedule import enable_auto_scale_lr
 from mmefficientmod.datasets import check_data_exists, fit_classes
 from mmefficientmod.engine import modes
@@ -54,14 +56,18 @@ def main(argv: Sequence[str] | None = None) -> Runner | FlexibleRunner:
     if args.amp:
         modes.train_with_amp(cfg)
     if args.resume:
-        if args.resume != 'auto':
-            cli.check_exists(args.resume)
         cfg.resume = True
+        # None is for the last checkpoint of the work dir.
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.auto_scale_lr:
         enable_auto_scale_lr(cfg, args.config)
-    if cfg.get('load_from'):
-        check_checkpoint(cfg, cfg.load_from)
+    start = cfg.get('load_from')
+    last = Path(cfg.work_dir, 'last_checkpoint')
+    if not start and cfg.get('resume') and last.is_file():
+        start = last.read_text().strip()
+    if start:
+        check_exists(start)
+        check_checkpoint(cfg, start)
     if args.pretrained and not args.backbone:
         set_pretrained(cfg, args.pretrained)
     loaders = ('train_dataloader', 'val_dataloader')

@@ -108,8 +108,8 @@ def convert_checkpoint(
     Raises:
         CheckpointError: If the file cannot be read or does not fit.
     """
-    if not Path(path).is_file():
-        raise CheckpointError(f'checkpoint {path} does not exist')
+    if '://' in path:
+        raise CheckpointError(f'{path} is a URL; download the file first')
     checkpoint = read_checkpoint(path)
     weights, source = select_weights(checkpoint, path, use_ema)
     kind, names = new_names(weights, path)

@@ -138,31 +138,37 @@ def draw_predictions(
 
     Args:
         inferencer: From :func:`build_inferencer`.
-        images: Paths of the images.
-        out: Folder to draw to.
+        images: Paths of the images; :func:`check_images` checks them.
+        out: Folder to draw to; made if it does not exist.
         score_thr: Least score of a box that is drawn, for detectors.
             Default: that of MMDetection, 0.3.
 
     Returns:
         Paths of the drawings.
-
-    Raises:
-        DataError: If a file is no image.
     """
-    check_images(images)
     folder = Path(out)
-    # MMPretrain has another name than MMDetection and MMSegmentation.
+    folder.mkdir(parents=True, exist_ok=True)
+    # MMPretrain calls the argument for the folder `show_dir`; MMDetection and
+    # MMSegmentation call it `out_dir`.
     classifies = type(inferencer).__module__.startswith('mmpretrain')
     options: dict[str, Any] = {'show_dir' if classifies else 'out_dir': out}
     if score_thr is not None:
         options['pred_score_thr'] = score_thr
-    before = {p: p.stat().st_mtime_ns for p in folder.rglob('*.*')}
+    before = _drawings(folder)
     inferencer(list(images), **options)
-    return sorted(
-        p
-        for p in folder.rglob('*.*')
-        if p.suffix in ('.jpg', '.png')
-        # MMSegmentation's label maps are no drawings.
-        and p.relative_to(folder).parts[0] != 'pred'
-        and before.get(p) != p.stat().st_mtime_ns
-    )  # fmt: skip
+    after = _drawings(folder)
+    return sorted(p for p in after if before.get(p) != after[p])
+
+
+def _drawings(folder: Path) -> dict[Path, int]:
+    """The drawings in a folder, and when each was written.
+
+    Their format is that of the image. Label maps and predictions, in
+    ``pred`` and ``preds``, are no drawings.
+    """
+    return {
+        path: path.stat().st_mtime_ns
+        for path in folder.rglob('*')
+        if path.is_file()
+        and path.relative_to(folder).parts[0] not in ('pred', 'preds')
+    }

@@ -5,10 +5,15 @@ from mmefficientmod.checkpoint.loading import (
     load_strictly,
     load_whole,
 )
-from mmefficientmod.checkpoint.reading import CheckpointError, read_checkpoint
+from mmefficientmod.checkpoint.reading import (
+    CheckpointError,
+    check_exists,
+    read_checkpoint,
+)
 
 __all__ = [
     'CheckpointError',
+    'check_exists',
     'load_pretrained',
     'load_strictly',
     'load_whole',

@@ -21,8 +21,8 @@ from mmefficientmod.checkpoint.reading import (
     select_weights,
     strip_prefix,
 )
-from mmefficientmod.config.nodes import type_name
-from mmefficientmod.messages import list_some
+from mmefficientmod.config.nodes import ConfigError, type_name
+from mmefficientmod.messages import list_some, shorten
 
 INIT_CFG_KEYS = ('type', 'checkpoint', 'prefix', 'use_ema', 'map_location')
 # The number of batches that a batch norm has seen in training. Its output
@@ -75,11 +75,11 @@ def load_pretrained(
 
     Raises:
         CheckpointError: If the file is missing, unsafe or does not fit.
-        TypeError: If ``init_cfg`` has an unknown key or names no file.
+        ConfigError: If ``init_cfg`` has an unknown key or names no file.
     """
     unknown = sorted(set(init_cfg) - set(INIT_CFG_KEYS))
     if unknown or not init_cfg.get('checkpoint'):
-        raise TypeError(
+        raise ConfigError(
             f'init_cfg={dict(init_cfg)} of {type(module).__name__} '
             + (f'has unknown keys {unknown}' if unknown else 'names no file')
             + f'; the keys are {", ".join(INIT_CFG_KEYS)}'
@@ -153,11 +153,7 @@ def load_strictly(
             faults.append(f'the model has no {list_some(unexpected)}')
         if shapes:
             faults.append(f'shapes differ: {list_some(shapes)}')
-        raise CheckpointError(
-            f'{path} does not fit {type(module).__name__}: '
-            f'{"; ".join(faults)}. Is it a checkpoint of the same '
-            'architecture?'
-        )
+        raise _misfit(path, module, faults, 'architecture')
     module.load_state_dict(weights, strict=False)
     return surplus, lacking
 
@@ -165,9 +161,9 @@ def load_strictly(
 def load_whole(model: nn.Module, checkpoint: Mapping, path: str) -> None:
     """Load a whole detector, segmentor or classifier, which must fit.
 
-    The hooks with which a model adapts older checkpoints run. Tensors that
-    only the file has are ignored. PyTorch itself accepts a file without the
-    counters of batch norms.
+    A model that adapts older checkpoints when it loads them does so here, too.
+    Tensors that only the file has are ignored. The counters of batch norms
+    (``num_batches_tracked``) may be missing in the file.
 
     Args:
         model: The model.
@@ -180,24 +176,33 @@ def load_whole(model: nn.Module, checkpoint: Mapping, path: str) -> None:
             differs.
     """
     weights = checkpoint.get('state_dict', checkpoint)
+    # A new dict has no `_metadata`, the versions of the layers. PyTorch takes
+    # it for an old one, in which batch norms had no counters.
     weights = {re.sub(r'^module\.', '', k): v for k, v in weights.items()}
     try:
         result = model.load_state_dict(weights, strict=False)
     except CheckpointError as error:  # raised by one of our models
         raise CheckpointError(f'{path} does not fit: {error}') from None
     except RuntimeError as error:
-        faults = [line.strip() for line in str(error).splitlines()[1:]]
-        raise CheckpointError(
-            f'{path} does not fit {type(model).__name__}: {list_some(faults)} '
-            'Is it a checkpoint of the same config?'
-        ) from None
+        # PyTorch's text is a title, then a line for each fault.
+        lines = [line.strip(' \t.') for line in str(error).splitlines()]
+        faults = lines[1:] or [shorten(str(error))]
+        raise _misfit(path, model, [list_some(faults)]) from None
     if result.missing_keys:
-        raise CheckpointError(
-            f'{path} does not fit {type(model).__name__}: it lacks '
-            f'{list_some(result.missing_keys)}; the model has no '
-            f'{list_some(result.unexpected_keys)}. Is it a checkpoint of the '
-            'same config?'
-        )
+        faults = [f'the file lacks {list_some(result.missing_keys)}']
+        if result.unexpected_keys:
+            surplus = list_some(result.unexpected_keys)
+            faults.append(f'the model has no {surplus}')
+        raise _misfit(path, model, faults)
+
+
+def _misfit(
+    path: str, model: nn.Module, faults: Iterable[str], same: str = 'config'
+) -> CheckpointError:
+    return CheckpointError(
+        f'{path} does not fit {type(model).__name__}: {"; ".join(faults)}. Is '
+        f'it a checkpoint of the same {same}?'
+    )
 
 
 def without_counters(names: Iterable[str]) -> list[str]:

@@ -1,8 +1,10 @@
 """Reading checkpoints without running code that they may contain.
 
-A PyTorch checkpoint is a pickle, which can run any code when it is read. This
-is the only module of the package that unpickles a file itself; MMEngine reads
-the file of a run that is resumed, and a file again when it loads it.
+A PyTorch checkpoint is a pickle, which can run any code when it is read. No
+other module of the package unpickles a file. Two libraries do, without this
+protection: MMEngine for a test, for ``load_from`` and for a resumed run, and a
+second time, after this module, for inferencers and for the backbones of the
+toolboxes; and timm for the weights of its hub.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ import pickle
 import re
 from collections.abc import Mapping
 from contextlib import nullcontext
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from mmengine.fileio import get_local_path
@@ -24,9 +28,9 @@ from mmefficientmod.messages import list_some
 # Names under which files keep their weights, plain or averaged (EMA).
 PLAIN_KEYS = ('state_dict', 'model')
 EMA_KEYS = ('state_dict_ema', 'model_ema')
-# Names in the pickle of the training log and the schedulers that MMEngine's
-# Runner saves beside the weights. PyTorch allows a Counter, which holds the
-# milestones of a learning rate, only in its newer versions.
+# Names in the checkpoints of MMEngine's Runner besides those of the weights:
+# Counter, in which a scheduler keeps its milestones and which only newer
+# versions of PyTorch allow; the others are of the training log.
 MMENGINE_STATE = (
     'collections.Counter',
     'mmengine.logging.history_buffer.HistoryBuffer',
@@ -47,13 +51,27 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be read or does not fit the model."""
 
 
+def check_exists(path: str) -> None:
+    """Raise if a checkpoint is neither a file nor a URL.
+
+    Args:
+        path: Its path or URL.
+
+    Raises:
+        CheckpointError: If it is neither.
+    """
+    if '://' in path or Path(path).is_file():
+        return
+    fault = 'is a folder' if Path(path).is_dir() else 'does not exist'
+    raise CheckpointError(f'checkpoint {path} {fault}')
+
+
 def read_checkpoint(path: str, map_location: str = 'cpu') -> Any:
     """Read a checkpoint without running code that it may contain.
 
     Allowed are tensors, plain containers, and ``argparse.Namespace``, which
-    has the options of timm's training script in the authors' files. The
-    training log and the milestones of a learning rate in MMEngine's own
-    checkpoints are replaced by empty objects.
+    has the options of timm's training script in the authors' files. Objects
+    of MMEngine's training log and schedulers are replaced by empty ones.
 
     Args:
         path: A file or URL; a name that ends in ``.safetensors`` is read as
@@ -67,28 +85,31 @@ def read_checkpoint(path: str, map_location: str = 'cpu') -> Any:
         CheckpointError: If the file does not exist, contains other objects or
             is no checkpoint.
     """
+    check_exists(path)
     try:
         with get_local_path(path) as local:
             if path.endswith('.safetensors'):
                 return _load_safetensors(local, map_location)
             return _load_pickle(local, map_location)
-    except FileNotFoundError:
-        raise CheckpointError(f'checkpoint {path} does not exist') from None
     except pickle.UnpicklingError as error:
         found = re.search(r'(?:GLOBAL|class) ([\w.]+)', str(error))
         name = f' ({found[1]})' if found else ''
+        file, download = path, ''
+        if '://' in path:
+            file = PurePosixPath(urlsplit(path).path).name
+            download = 'download it and '
         raise CheckpointError(
             f'checkpoint {path} is not read: it contains more than weights'
             f'{name} or is no checkpoint, and reading it could run code. If '
-            'you trust the file, write its weights to a new one: '
+            f'you trust the file, {download}write its weights to a new one: '
             'python -c "import '
-            f"torch; c = torch.load('{path}', 'cpu', weights_only=False); "
+            f"torch; c = torch.load('{file}', 'cpu', weights_only=False); "
             "torch.save(c.get('state_dict', c.get('model', c)), "
             "'weights.pth')\""
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(
-            f'{path} cannot be read as a PyTorch checkpoint: {error}'
+            f'{path} cannot be read as a checkpoint: {error}'
         ) from None
 
 
@@ -97,7 +118,9 @@ def _load_safetensors(path: str, map_location: str) -> Any:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError:
-        raise ValueError('pip install safetensors') from None
+        raise ValueError(
+            'safetensors is not installed; run `pip install safetensors`'
+        ) from None
     try:
         return load_file(path, map_location)
     except SafetensorError as error:
@@ -117,7 +140,7 @@ def _load_pickle(path: str, map_location: str) -> Any:
 
 
 def _load_allowed(path: str, map_location: str) -> Any:
-    """Read a file with the names of :class:`_AllowListUnpickler`.
+    """Read a file by :class:`_AllowListUnpickler`.
 
     PyTorch's own reader does not suffice: before PyTorch 2.5 its list of
     allowed names cannot be extended, and in no version can it replace an
@@ -149,10 +172,11 @@ class _Blank:
 
 
 class _AllowListUnpickler(pickle.Unpickler):
-    """Finds the names that PyTorch's weights-only reader allows, and a few.
+    """Unpickles objects of an allow list, and refuses all others.
 
-    The others are ``argparse.Namespace`` and :data:`MMENGINE_STATE`, each of
-    which becomes a placeholder.
+    Allowed are the names of PyTorch's weights-only reader and
+    ``argparse.Namespace``. The other names of :data:`MMENGINE_STATE` give
+    placeholders.
     """
 
     def find_class(self, module: str, name: str) -> Any:

@@ -2,7 +2,6 @@
 
 from mmefficientmod.cli.arguments import (
     add_run_arguments,
-    check_exists,
     config_arguments,
     load_chosen_config,
     load_run_config,
@@ -13,7 +12,6 @@ from mmefficientmod.cli.main import remove_if_failed, run
 
 __all__ = [
     'add_run_arguments',
-    'check_exists',
     'config_arguments',
     'load_chosen_config',
     'load_run_config',

@@ -176,16 +176,3 @@ def _collate_like_mmpretrain(cfg: Config) -> None:
                 persistent_workers=cfg[name].get('num_workers', 0) > 0,
                 collate_fn=dict(type='default_collate'),
             ) | dict(cfg[name])
-
-
-def check_exists(checkpoint: str) -> None:
-    """Raise if a checkpoint is neither a file nor a URL.
-
-    Args:
-        checkpoint: Its path or URL.
-
-    Raises:
-        ConfigError: If it is neither.
-    """
-    if not Path(checkpoint).is_file() and '://' not in checkpoint:
-        raise ConfigError(f'checkpoint {checkpoint} does not exist')

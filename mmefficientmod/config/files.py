@@ -48,7 +48,6 @@ def find_config(name: str) -> Path:
     if not colons:
         path = Path(name)
         folder = path.parent
-        remedy = f'in {folder}'
     else:
         if package not in (*TOOLBOXES, 'mmefficientmod'):
             raise ConfigError(
@@ -61,8 +60,9 @@ def find_config(name: str) -> Path:
                 f'config {name} needs {package}, which is not installed'
             )
         folder = Path(spec.origin).parent / '.mim' / 'configs'
-        path = (folder / inner).with_suffix('.py')
-        remedy = f'in the configs of {package}'
+        # Not `folder / inner`, which an inner path with a slash in front
+        # would replace.
+        path = Path(f'{folder}/{inner.removesuffix(".py")}.py')
     if path.is_file():
         return path
     found = folder.rglob('*.py') if colons else folder.glob('*.py')
@@ -70,7 +70,7 @@ def find_config(name: str) -> Path:
     wanted = str(path.relative_to(folder))
     form = f'{package}::{{}}' if colons else str(folder / '{}')
     hint = did_you_mean(wanted, known, most=3, cutoff=0.7, form=form)
-    raise ConfigError(f'config {name} does not exist' + (hint or f' {remedy}'))
+    raise ConfigError(f'config {name} does not exist{hint}')
 
 
 def load_config(name: str, options: Mapping[str, Any] | None = None) -> Config:

@@ -89,8 +89,7 @@ def find_model(cfg: Config) -> ConfigDict:
         return model
     kind = outer.get('type')
     raise ConfigError(
-        f'{kind} has no `backbone` in its config that could be replaced: it '
-        'has its own image encoder'
+        f'the config of {kind} has no `backbone` that could be replaced'
         if kind
         else 'the config has no model'
     )

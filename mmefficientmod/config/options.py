@@ -47,8 +47,9 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
     - ``crop_size``, if the config has it at the top, replaces its old value
       everywhere.
     - ``scale`` sets every scale of two sides in the pipelines.
-    - A new ``train_cfg.max_epochs`` or ``max_iters`` scales the learning-rate
-      schedule, see :func:`~mmefficientmod.config.schedule.follow_length`.
+    - A new ``train_cfg.max_epochs`` or ``max_iters`` changes the length of the
+      learning-rate schedule, see
+      :func:`~mmefficientmod.config.schedule.follow_length`.
     - ``optim_wrapper.accumulative_counts`` changes settings that count steps
       of the optimizer, see
       :func:`~mmefficientmod.config.schedule.follow_accumulation`.
@@ -71,6 +72,7 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
     if 'crop_size' in options and cfg.get('crop_size'):
         size = _like(cfg.crop_size, options['crop_size'])
         replace_everywhere(cfg, cfg.crop_size, size)
+        options['crop_size'] = size
     _, by_epoch = training_length(cfg)
     if by_epoch and options.get('train_cfg.max_iters'):
         convert_to_iterations(cfg, options['train_cfg.max_iters'])
@@ -88,14 +90,15 @@ def set_data_root(cfg: Config, root: str) -> None:
     """Set the root of all data sets of a config.
 
     The old root is replaced in the whole config, since evaluators name files
-    below it, too. It is:
+    below it, too. The old root is:
 
     - the top-level ``data_root`` if a data set has a path there; data sets
       elsewhere keep their roots;
-    - otherwise the root of all data sets, or the one of them that contains
-      the others;
-    - nothing if no data set has a root. Each gets the new one, and the paths
-      that were relative to the working directory are relative to it.
+    - otherwise the root that all data sets have, or that root of a data set
+      which contains the others.
+
+    If no data set has a root, each gets the new one: its paths were relative
+    to the working directory and are now relative to the new root.
 
     Args:
         cfg: The config, changed in place.
@@ -108,8 +111,8 @@ def set_data_root(cfg: Config, root: str) -> None:
     option = f'--cfg-options data_root={root}'
     if not isinstance(root, str) or not root:
         raise ConfigError(
-            f'{option} is not the path of one folder; write a folder whose '
-            'name is a number with a dot and a slash, as in data_root=./2024'
+            f'{option} is not the path of a folder; if the name of the folder '
+            'is a number, put ./ in front, as in data_root=./2024'
         )
     datasets = [
         dataset

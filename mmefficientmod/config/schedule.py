@@ -33,10 +33,11 @@ def training_length(cfg: Config) -> tuple[int, bool]:
 def follow_length(
     cfg: Config, before: tuple[int, bool], options: Iterable[str]
 ) -> None:
-    """Scale the learning-rate schedule after the length has changed.
+    """Make the learning-rate schedule as long as the new training.
 
-    Parts of the schedule that count the same as the length, iterations or
-    epochs, are scaled by the same factor.
+    The parts of the schedule that count in the unit of the length, iterations
+    or epochs, become longer or shorter by the same factor; see
+    :func:`scale_schedule`.
 
     Args:
         cfg: The config with its new length, changed in place.
@@ -81,11 +82,8 @@ def convert_to_iterations(cfg: Config, max_iters: int) -> None:
         max_iters=max_iters,
         val_interval=max_iters,
     )
-    hooks = cfg.setdefault('default_hooks', {})
-    hooks.setdefault('checkpoint', dict(type='CheckpointHook')).update(
-        by_epoch=False, interval=max_iters
-    )
-    hooks.setdefault('logger', dict(type='LoggerHook')).update(
+    _save_at_end(cfg)
+    cfg.default_hooks.setdefault('logger', dict(type='LoggerHook')).update(
         log_metric_by_epoch=False
     )
     cfg.setdefault('log_processor', dict(type='LogProcessor')).update(
@@ -125,7 +123,7 @@ def shorten_training(
         8 * cfg.train_dataloader.batch_size
     )
     length_before, by_epoch = training_length(cfg)
-    # Epochs that one iteration makes.
+    # Epochs per iteration.
     epochs_before, epochs = batch_before / images_before, batch_size / images
     if by_epoch:
         length = cfg.train_cfg.max_epochs = max_epochs
@@ -137,10 +135,7 @@ def shorten_training(
         epoch_factor = iter_factor * epochs / epochs_before
     scale_schedule(cfg, epoch_factor, iter_factor)
     cfg.train_cfg.val_interval = length
-    hooks = cfg.setdefault('default_hooks', {})
-    hooks.setdefault('checkpoint', dict(type='CheckpointHook')).update(
-        by_epoch=by_epoch, interval=length
-    )
+    _save_at_end(cfg)
     for hook in _ema_hooks(cfg):
         momentum = hook.get('momentum', 2e-4) / iter_factor
         hook['momentum'] = min(momentum, 0.5)
@@ -156,17 +151,19 @@ def shorten_training(
 def scale_schedule(
     cfg: Config, epochs: float = 1.0, iters: float = 1.0
 ) -> None:
-    """Scale the learning-rate schedule, its warm-up included.
+    """Make the learning-rate schedule longer or shorter.
 
-    Each part keeps at least two steps: a warm-up of one step would never
-    raise the learning rate in MMEngine.
+    The learning rates, of the warm-up as well, stay the same and come earlier
+    or later. Each part keeps at least two steps: a warm-up of one step would
+    never raise the learning rate in MMEngine.
 
     Args:
         cfg: The config, changed in place.
         epochs: Factor for the parts that count epochs. Default: 1.
         iters: Factor for the parts that count iterations. Default: 1.
     """
-    # New ends by unit and old end: a part that begins there is moved along.
+    # The new end of each part, by its unit and old end: a part that began at
+    # the old end begins at the new one.
     ends: dict[tuple[bool, int], int] = {}
     for scheduler in _schedulers(cfg):
         by_epoch = scheduler.get('by_epoch', True)
@@ -199,8 +196,8 @@ def accumulation(cfg: Config) -> int:
     counts = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
     if not isinstance(counts, int) or counts < 1:
         raise ConfigError(
-            f'optim_wrapper.accumulative_counts={counts} is no number of '
-            'iterations for each step of the optimizer, 1 or more'
+            f'optim_wrapper.accumulative_counts={counts} is not the number of '
+            'iterations in a step of the optimizer, a whole number, 1 or more'
         )
     return counts
 
@@ -244,10 +241,11 @@ def follow_accumulation(
 
 
 def enable_auto_scale_lr(cfg: Config, name: str) -> None:
-    """Scale the learning rate with the total batch (``--auto-scale-lr``).
+    """Let MMEngine scale the learning rate (``--auto-scale-lr``).
 
-    MMEngine multiplies the learning rate by the total batch, the images of
-    all processes in an iteration, divided by ``base_batch_size``.
+    When it builds the optimizer, MMEngine multiplies the learning rate by the
+    total batch, the images of all processes in an iteration, divided by
+    ``base_batch_size``.
 
     Args:
         cfg: The config, changed in place.
@@ -265,10 +263,10 @@ def enable_auto_scale_lr(cfg: Config, name: str) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-def base_batch_per_iteration(
+def adapt_auto_scale_lr(
     cfg: Config, auto_scale_lr: dict | None
 ) -> dict | None:
-    """What MMEngine scales the learning rate by, with accumulation.
+    """Adapt the dict ``auto_scale_lr`` to accumulated gradients.
 
     MMEngine multiplies the learning rate by the images of an iteration
     divided by ``base_batch_size``. With accumulated gradients, a step of the
@@ -280,8 +278,9 @@ def base_batch_per_iteration(
             images of a step that the learning rate was chosen for.
 
     Returns:
-        The dict with ``base_batch_size`` divided by the iterations of a
-        step, which gives the factor of the whole step.
+        A dict with ``base_batch_size`` divided by the iterations of a step,
+        so that MMEngine scales the learning rate by the images of a step. The
+        given one if it is not enabled or gradients are not accumulated.
     """
     iterations = accumulation(cfg)
     if iterations == 1 or not auto_scale_lr or not auto_scale_lr.get('enable'):
@@ -301,10 +300,19 @@ def _schedulers(cfg: Config) -> list[ConfigDict]:
     return [schedulers] if isinstance(schedulers, Mapping) else schedulers
 
 
+def _save_at_end(cfg: Config) -> None:
+    """Make the checkpoint hook save once, at the end of the training."""
+    length, by_epoch = training_length(cfg)
+    hooks = cfg.setdefault('default_hooks', {})
+    hooks.setdefault('checkpoint', dict(type='CheckpointHook')).update(
+        by_epoch=by_epoch, interval=length
+    )
+
+
 def _ema_hooks(cfg: Config) -> list[ConfigDict]:
     hooks = cfg.get('custom_hooks') or []
     return [hook for hook in hooks if type_name(hook) == 'EMAHook']
 
 
 def _is_set(key: str, options: Iterable[str]) -> bool:
-    return any(option.startswith(key) for option in options)
+    return any(f'{option}.'.startswith(f'{key}.') for option in options)

@@ -1,4 +1,4 @@
-"""Importing a toolbox, building the model of a config, its input size."""
+"""The toolbox of a config: its import, its models and their input size."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def import_toolbox(scope: str) -> None:
                     raise ConfigError(
                         f'the config needs {scope}, which is not installed'
                     ) from None
-                # mmengine, the scope of a config without one, has no such
-                # modules.
+                # A config without a scope has that of mmengine, which has
+                # neither `datasets` nor `models`.
                 if error.name != f'{scope}.{part}':
                     raise
     for line in printed.getvalue().splitlines():
@@ -53,7 +53,7 @@ def import_toolbox(scope: str) -> None:
 
 @contextmanager
 def default_scope(cfg: Config) -> Iterator[None]:
-    """Look names of types up in the toolbox of a config, inside the block."""
+    """Inside the block, find types without a prefix in a config's toolbox."""
     name = cfg.get('default_scope') or 'mmengine'
     with DefaultScope.overwrite_default_scope(name):
         yield
@@ -103,7 +103,7 @@ def input_size(cfg: Config) -> tuple[int, int]:
             elif step.get('scale') and (scope != 'mmdet' or size is None):
                 # A pair is (width, height), or longest and shortest side.
                 scale = step['scale']
-                size = scale if isinstance(scale, int) else scale[::-1]
+                size = scale if isinstance(scale, int) else (*scale,)[::-1]
         if scope == 'mmdet' and size == (800, 1333):
             size = COCO_SIZE
     if isinstance(size, int):

@@ -1,8 +1,9 @@
 """MMEngine's two runners, as the tools use them.
 
-They seed each sample and each step, name the file that cannot be loaded, train
-on several CPU processes, scale the learning rate by the batch of an
-optimizer's step, and show only progress in the terminal.
+They seed each sample and each training step, name a file that cannot be
+loaded, run in several processes on CPUs too, scale the learning rate by the
+number of images in a step of the optimizer, and show only progress in the
+terminal.
 """
 
 from __future__ import annotations
@@ -20,12 +21,8 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmefficientmod.config.nodes import (
-    ConfigError,
-    replace_everywhere,
-    type_name,
-)
-from mmefficientmod.config.schedule import base_batch_per_iteration
+from mmefficientmod.config.nodes import ConfigError, type_name
+from mmefficientmod.config.schedule import adapt_auto_scale_lr
 from mmefficientmod.datasets import name_file_on_error
 from mmefficientmod.engine import distributed
 from mmefficientmod.engine.console import show_progress
@@ -35,11 +32,6 @@ from mmefficientmod.engine.seeding import SeedStepHook, seed_samples
 if TYPE_CHECKING:
     # MMEngine's strategies have no public module.
     from mmengine._strategy import BaseStrategy
-
-# Names that version 0.1 wrote into the configs of its runs without a scope.
-NAMES_WITHOUT_SCOPE = (
-    'CheckpointCheckHook', 'StageFSDPStrategy', 'wrap_by_stage',
-)  # fmt: skip
 
 
 class RunnerMixin:
@@ -73,7 +65,7 @@ class RunnerMixin:
 
     def register_hooks(self, *args: Any, **kwargs: Any) -> None:
         """Register the hooks of the config, and the one that seeds steps."""
-        # Both methods are those of the runner that the mixin is added to.
+        # The runner that this mixin is combined with has both methods.
         super().register_hooks(*args, **kwargs)  # type: ignore[misc]
         self.register_hook(SeedStepHook())  # type: ignore[attr-defined]
 
@@ -106,7 +98,7 @@ class ToolRunner(RunnerMixin, Runner):
             self.cfg.sync_bn = None
             if model_wrapper_cfg is None:
                 model_wrapper_cfg = dict(
-                    broadcast_buffers=False,
+                    broadcast_buffers=False,  # MMEngine's default
                     find_unused_parameters=self.cfg.get(
                         'find_unused_parameters', False
                     ),
@@ -117,14 +109,14 @@ class ToolRunner(RunnerMixin, Runner):
     def scale_lr(
         self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None
     ) -> None:
-        """Scale the learning rate by the images of an optimizer's step.
+        """Scale the learning rate by the images in a step of the optimizer.
 
         Args:
             optim_wrapper: The optimizer wrapper, changed in place.
             auto_scale_lr: Dict with ``enable`` and ``base_batch_size``.
         """
         super().scale_lr(
-            optim_wrapper, base_batch_per_iteration(self.cfg, auto_scale_lr)
+            optim_wrapper, adapt_auto_scale_lr(self.cfg, auto_scale_lr)
         )
 
 
@@ -161,7 +153,7 @@ class ToolFlexibleRunner(RunnerMixin, FlexibleRunner):
             )
             strategy = {
                 **strategy,
-                'auto_scale_lr': base_batch_per_iteration(self.cfg, scale),
+                'auto_scale_lr': adapt_auto_scale_lr(self.cfg, scale),
             }
         built = super().build_strategy(strategy, launcher, **kwargs)
         show_progress(built.logger)
@@ -223,7 +215,6 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
         ConfigError: If the options of a resumed run differ from those of the
             run that it continues, or if FSDP and ``EMAHook`` are combined.
     """
-    _add_scope(cfg)
     if cfg.get('resume'):
         resume_as_before(cfg)
     name = cfg.get('runner_type', 'Runner')
@@ -241,12 +232,3 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
     runner = RUNNER_TYPES[name].from_cfg(cfg)
     print_log(f'log, config and checkpoints: {runner.log_dir}', 'current')
     return runner
-
-
-def _add_scope(cfg: Config) -> None:
-    """Have an older config find what is in our scope now."""
-    for key in ('strategy', 'custom_hooks'):
-        for name in NAMES_WITHOUT_SCOPE:
-            if cfg.get(key):
-                scoped = f'mmefficientmod.{name}'
-                cfg[key] = replace_everywhere(cfg[key], name, scoped)

@@ -211,6 +211,7 @@ def config(scope, pipeline=(), **kwargs):
     [
         (config('mmseg', crop_size=(512, 1024)), (512, 1024)),
         (config('mmdet', [dict(scale=(1333, 800))]), (800, 1280)),
+        (config('mmdet', [dict(scale=[1333, 800])]), (800, 1280)),
         (config('mmdet', [dict(scale=(1000, 600))]), (608, 1024)),
         (config('mmdet', [dict(scale=(640, 640))]), (640, 640)),
         (

@@ -355,6 +355,8 @@ def test_existing_file_survives_a_refused_or_failed_conversion(
 def test_missing_file_or_missing_ema_weights_are_refused(tool):
     with pytest.raises(CheckpointError, match=r'no.pth does not exist'):
         run(tool, 'no.pth', 'ours.pth')
+    with pytest.raises(CheckpointError, match='download the file first'):
+        run(tool, 'https://host/no.pth', 'ours.pth')
     torch.save(official_classifier(), 'theirs.pth')
     with pytest.raises(CheckpointError, match='no EMA weights'):
         run(tool, 'theirs.pth', 'ours.pth', '--use-ema')

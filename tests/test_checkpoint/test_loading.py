@@ -5,6 +5,7 @@ import copy
 import logging
 import os
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 from mmefficientmod import EfficientMod
+from mmefficientmod.checkpoint import reading
 from mmefficientmod.checkpoint.loading import load_strictly, load_whole
 from mmefficientmod.checkpoint.reading import CheckpointError, read_checkpoint
+from mmefficientmod.config.nodes import ConfigError
 
 
 def to_official(name):
@@ -195,6 +198,16 @@ def test_code_in_a_file_is_not_run(tmp_path, official, namespace, monkeypatch):
     build(tmp_path / 'weights.pth')
 
 
+def test_remedy_for_a_url_loads_the_downloaded_file(tmp_path, monkeypatch):
+    torch.save({'meta': Evil('trap')}, tmp_path / 'c.pth')
+    monkeypatch.setattr(
+        reading, 'get_local_path', lambda _: nullcontext(tmp_path / 'c.pth')
+    )
+    remedy = r"download it and write .*torch\.load\('c\.pth'"
+    with pytest.raises(CheckpointError, match=remedy):
+        read_checkpoint('https://host/files/c.pth?download=1')
+
+
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
@@ -202,13 +215,16 @@ def test_code_in_a_file_is_not_run(tmp_path, official, namespace, monkeypatch):
         (b'', 'cannot be read'),
         ({'epoch': 3}, 'has no weights.*epoch'),
         ([1, 2], 'has no weights'),
-        (None, 'does not exist'),
+        (None, r'c\.pth does not exist'),
+        ('folder', r'c\.pth is a folder'),
     ],
 )
 def test_file_that_is_no_checkpoint_is_refused(tmp_path, content, message):
     path = tmp_path / 'c.pth'
     if isinstance(content, bytes):
         path.write_bytes(content)
+    elif content == 'folder':
+        path.mkdir()
     elif content is not None:
         torch.save(content, path)
     with pytest.raises(CheckpointError, match=message):
@@ -259,7 +275,7 @@ def test_unknown_key_of_init_cfg_is_refused():
     model = EfficientMod(
         TINY, init_cfg=dict(type='Pretrained', checkpoint='x', ema=True)
     )
-    with pytest.raises(TypeError, match=r"unknown keys \['ema'\].*use_ema"):
+    with pytest.raises(ConfigError, match=r"unknown keys \['ema'\].*use_ema"):
         model.init_weights()
 
 
@@ -322,3 +338,28 @@ def test_other_buffers_of_batch_norms_may_not_be_missing():
     }
     with pytest.raises(CheckpointError, match='0 of the 10 keys'):
         load_strictly(batch_norms(), counters, 'c.pth')
+
+
+def test_message_of_a_misfit_is_made_of_sentences():
+    def message(model, weights):
+        with pytest.raises(CheckpointError) as error:
+            load_whole(model, weights, 'c.pth')
+        start, end = 'c.pth does not fit Sequential: ', 'of the same config?'
+        assert str(error.value).startswith(start)
+        assert str(error.value).endswith(f'. Is it a checkpoint {end}')
+        return str(error.value)[len(start) :].partition('. Is it')[0]
+
+    model = batch_norms()
+    weights = model.state_dict()
+    bias = weights.pop('0.bias')
+    assert message(model, weights) == 'the file lacks 0.bias'
+    lacks = 'the file lacks 0.bias; the model has no 0.offset'
+    assert message(model, {**weights, '0.offset': bias}) == lacks
+    narrow = {k: v[:1] if v.ndim else v for k, v in weights.items()}
+    assert message(model, narrow).endswith(' and 5 more')
+
+    def refuse(*args):
+        raise RuntimeError('no such version')
+
+    model[0]._register_load_state_dict_pre_hook(refuse)
+    assert message(model, weights) == 'no such version'
