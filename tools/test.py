@@ -45,8 +45,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     cfg = cli.load_run_config(args)
     check_exists(args.checkpoint)
     cfg.load_from = args.checkpoint
-    check_data_exists(cfg, ('test_dataloader',))
+    # First the check of class folders, whose messages say more.
     classes = fit_classes(cfg, ('test_dataloader',))
+    check_data_exists(cfg, ('test_dataloader',))
     check_checkpoint(cfg, args.checkpoint, classes)
     if args.amp:
         cfg.test_cfg.fp16 = True

@@ -71,8 +71,9 @@ def main(argv: Sequence[str] | None = None) -> Runner | FlexibleRunner:
     if args.pretrained and not args.backbone:
         set_pretrained(cfg, args.pretrained)
     loaders = ('train_dataloader', 'val_dataloader')
-    check_data_exists(cfg, loaders)
+    # First the check of class folders, whose messages say more.
     classes = fit_classes(cfg, loaders)
+    check_data_exists(cfg, loaders)
     with cli.remove_if_failed(cfg.work_dir):
         runner = build_runner(cfg)
         if classes:

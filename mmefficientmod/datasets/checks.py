@@ -13,7 +13,7 @@ from mmefficientmod.config.nodes import dataset_dicts, type_name
 
 
 class DataError(RuntimeError):
-    """A data set is missing, or a file is not what its name says."""
+    """A file of a data set is missing, cannot be loaded or has bad labels."""
 
 
 def check_data_exists(cfg: Config, loaders: Sequence[str]) -> None:
@@ -25,8 +25,8 @@ def check_data_exists(cfg: Config, loaders: Sequence[str]) -> None:
             ``train_dataloader``.
 
     Raises:
-        DataError: If one is missing or a folder of images is empty. The
-            message names the first and the remedy.
+        DataError: If a folder or file is missing, or a folder of images is
+            empty. The message names the first such path and the remedy.
     """
     for loader in loaders:
         for dataset in dataset_dicts(cfg, loader):
@@ -45,9 +45,9 @@ def check_data_exists(cfg: Config, loaders: Sequence[str]) -> None:
                 if path and not Path(path).exists():
                     raise DataError(
                         f'{type_name(dataset)} of {loader}: {path} does not '
-                        'exist. Put the data set there or name another place '
-                        'with `--cfg-options data_root=...`, or try a config '
-                        'that has one on generated data with `--mini`'
+                        'exist. Put the data set there, name its folder with '
+                        '`--cfg-options data_root=...`, or use generated '
+                        'data with `--mini`'
                     )
             images = prefixes.get('img_path') or prefixes.get('img')
             folder = Path(root, images) if images else None
@@ -108,8 +108,8 @@ class _Checked:
                 f'{name} failed on {_files(results)}: '
                 f'{type(error).__name__}: {error}'
             ) from error
-        # Only MMSegmentation sets reduce_zero_label. MMDetection's maps of
-        # stuff have other classes than the data set.
+        # Only MMSegmentation sets `reduce_zero_label`. The maps that
+        # MMDetection loads have other labels than the classes of the data set.
         if output and 'reduce_zero_label' in output and self.num_classes:
             self._check_labels(output)
         return output

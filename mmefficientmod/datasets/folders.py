@@ -18,7 +18,7 @@ from mmefficientmod.datasets.checks import DataError
 
 
 def fit_classes(cfg: Config, loaders: Sequence[str]) -> list[str] | None:
-    """Set the number of classes of a classifier to that of its class folders.
+    """Check class folders, and set a classifier's number of classes to theirs.
 
     MMPretrain's ``CustomDataset`` without a list of files reads one folder for
     each class and numbers the folders in alphabetical order.
@@ -32,8 +32,8 @@ def fit_classes(cfg: Config, loaders: Sequence[str]) -> list[str] | None:
         Names of the classes, or None where the data has no class folders.
 
     Raises:
-        DataError: If a folder has fewer than two classes, if a class has no
-            images, or if the classes of two data loaders differ.
+        DataError: If a folder is missing or has fewer than two classes, if a
+            class has no images, or if the classes of two data loaders differ.
         ConfigError: If the head has no ``num_classes``.
     """
     found: dict[Path, list[str]] = {}
@@ -129,21 +129,23 @@ def _classes(folder: Path, dataset: Mapping[str, Any]) -> list[str]:
     if not folder.is_dir():
         raise DataError(
             f'{folder} does not exist. It should have one folder of images '
-            'for each class; `--cfg-options data_root=...` names another place'
+            'for each class. Name another one with `--cfg-options '
+            'data_root=...`, or use generated images with `--mini`'
         )
     options = {k: dataset[k] for k in ('extensions',) if k in dataset}
     reader = CustomDataset(data_root=str(folder), lazy_init=True, **options)
     classes, numbers = find_folders(str(folder))
     if len(classes) < 2:
         raise DataError(
-            f'{folder} has {len(classes)} folders of images; there must be '
-            f'one for each class, such as {folder}/cat and {folder}/dog'
+            f'the number of class folders in {folder} is {len(classes)}; it '
+            'needs at least two folders of images, such as '
+            f'{folder}/cat and {folder}/dog'
         )
     _, empty = get_samples(str(folder), numbers, reader.is_valid_file)
     if empty:
         raise DataError(
-            f'{folder / min(empty)} has no images, which end in '
-            f'{", ".join(sorted(reader.extensions))}; put some there, or '
+            f'{folder / min(empty)} has no images (files that end in '
+            f'{", ".join(sorted(reader.extensions))}); put images there, or '
             'remove the folder'
         )
     return classes

@@ -385,7 +385,7 @@ def test_check_passes_labels_0_to_150_and_255(dataset, tmp_path):
     assert out['data_samples'].gt_sem_seg.data.max() <= 255
 
 
-def test_mini_takes_types_as_classes_and_missing_roots(mini_root):
+def test_mini_works_with_classes_as_types_and_without_roots(mini_root):
     """Both occur in configs in pure Python."""
     from mmpretrain.datasets import ImageNet
 

@@ -15,7 +15,7 @@ from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.options import apply_options
 from mmefficientmod.config.toolbox import import_toolbox
-from mmefficientmod.datasets import DataError, check_data_exists, fit_classes
+from mmefficientmod.datasets import DataError, fit_classes
 
 CONFIG = 'mmefficientmod::cls/efficientmod_s_finetune_folder.py'
 LOADERS = ('train_dataloader', 'val_dataloader')
@@ -174,7 +174,7 @@ def test_config_of_another_data_set_does_not_change():
 @pytest.mark.parametrize(
     ('remove', 'add', 'message'),
     [
-        ('val', (), r'mine.val does not exist\. Put the data set there'),
+        ('val', (), r'mine.val does not exist\. It should have one folder'),
         ('train/sky', (), r'same classes, but sky is in mine.val only'),
         (
             'val/sky',
@@ -182,22 +182,19 @@ def test_config_of_another_data_set_does_not_change():
             'sky is in mine.train only and moon is in mine.val only',
         ),
         ('train/sky', ('train/sky/notes.txt',), r'train.sky has no images'),
-        ('train', ('train/1.jpg',), 'train has 0 folders of images'),
+        ('train', ('train/1.jpg',), 'class folders in .*train is 0'),
     ],
 )
-def test_bad_folders_are_refused_with_the_reason(folder, remove, add, message):
+def test_bad_folders_are_refused_with_the_reason(
+    tool, folder, remove, add, message
+):
     shutil.rmtree(folder / remove)
     for name in add:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-    cfg = load_config(CONFIG, dict(data_root=str(folder)))
-
-    def check():
-        check_data_exists(cfg, LOADERS)
-        fit_classes(cfg, LOADERS)
-
+    argv = [CONFIG, '--cfg-options', f'data_root={folder}']
     with pytest.raises(DataError, match=message):
-        check()
+        tool('train').main(argv)
 
 
 def test_head_without_num_classes_is_refused(folder):

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,19 @@ class Miniature:
         return max(1, round(self.max_iters * self.batch_size / self.images))
 
 
+IMAGENET = Miniature(
+    folder='imagenet-2',
+    write=write_imagenet_mini,
+    images=256,
+    images_of_whole=1_281_167,
+    scale=(64, 64),
+    crop_size=(64, 64),
+    batch_size=16,
+    max_iters=320,
+    # The square-root rule, as is usual for Adam. The linear rule would make
+    # 3e-5 of 4e-3, too little for so few steps.
+    lr_power=0.5,
+)
 MINIATURES = {
     'ADE20KDataset': Miniature(
         folder='ade20k-2',
@@ -90,30 +103,13 @@ MINIATURES = {
         batch_size=1,
         max_iters=88,
     ),
-    'ImageNet': Miniature(
-        folder='imagenet-2',
-        write=write_imagenet_mini,
-        images=256,
-        images_of_whole=1_281_167,
-        scale=(64, 64),
-        crop_size=(64, 64),
-        batch_size=16,
-        max_iters=320,
-        # The square-root rule, as is usual for Adam. The linear rule would
-        # make 3e-5 of 4e-3, too little for so few steps.
-        lr_power=0.5,
-    ),
-    # For class folders of a user's own images, which are few already.
-    'CustomDataset': Miniature(
+    'ImageNet': IMAGENET,
+    # Class folders of a user's own images are as small as the miniature.
+    'CustomDataset': replace(
+        IMAGENET,
         folder='folder-1',
         write=write_folder_mini,
-        images=256,
-        images_of_whole=256,
-        scale=(64, 64),
-        crop_size=(64, 64),
-        batch_size=16,
-        max_iters=320,
-        lr_power=0.5,
+        images_of_whole=IMAGENET.images,
     ),
 }
 
@@ -123,9 +119,10 @@ def apply_mini(cfg: Config, root: str = 'data/mini') -> None:
 
     Changes the data, image sizes, schedule, batch size and workers; the
     momentum of averaged weights, which depends on the schedule; and the
-    learning rate if the miniature has a ``lr_power``. A teacher with weights
-    to download is replaced by a small one with random weights, since it was
-    not trained on such drawings. The rest of the config stays as it is.
+    learning rate if the miniature has a ``lr_power``. A teacher without a
+    ``checkpoint``, whose weights timm would download, is replaced by a small
+    one with random weights, since it was not trained on such drawings. The
+    rest of the config stays as it is.
 
     Args:
         cfg: The config, changed in place.
@@ -133,13 +130,15 @@ def apply_mini(cfg: Config, root: str = 'data/mini') -> None:
             Default: ``data/mini``.
 
     Raises:
-        ConfigError: If the config's data set has no miniature.
+        ConfigError: If the config has no data set, several kinds of data
+            sets, or one without a miniature.
     """
     types = {type_name(d) for x in LOADERS for d in dataset_dicts(cfg, x)}
     if len(types) != 1 or not types <= set(MINIATURES):
         raise ConfigError(
-            f'--mini has no miniature of {", ".join(sorted(types)) or "it"}; '
-            f'it has one of {", ".join(MINIATURES)}'
+            '--mini: the config has '
+            f'{", ".join(sorted(types)) or "no data set"}; it needs one of '
+            f'{", ".join(MINIATURES)}'
         )
     mini = MINIATURES[types.pop()]
     data_root = prepare(mini, root)

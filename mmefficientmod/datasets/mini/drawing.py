@@ -51,7 +51,7 @@ def vary(rng: np.random.Generator, colour: Colour, amount: float) -> Colour:
 
 
 def paint(rng: np.random.Generator, usual: Colour) -> Colour:
-    """A colour near the usual one of a class; in one of ten cases, any."""
+    """A colour near the usual one; in one of ten cases red, green or blue."""
     if rng.random() < 0.9:
         return vary(rng, usual, 25)
     colour = np.full(3, rng.uniform(30, 90))

@@ -1,7 +1,7 @@
 """A miniature of ImageNet: drawings of eight of its thousand classes.
 
-Each picture shows its object several times, since a random crop, which may
-take an eighth of the picture, and mixing would leave little of a single one.
+Each picture shows its object several times, since a random crop, which may be
+a twelfth of the picture, and mixing would leave little of a single object.
 Texture or shape tells most classes apart. Three are round: an orange and a
 Granny Smith differ in colour only, a ladybug has spots.
 """
