@@ -6,7 +6,7 @@ import logging
 import pytest
 import stock
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch.testing import assert_close
@@ -20,6 +20,8 @@ from mmefficientmod.swap.names import (
     backbone_name,
     resolve_backbone,
 )
+from mmefficientmod.swap.necks_and_heads import fit_neck_and_heads
+from mmefficientmod.swap.probe import Levels, option_of
 from mmefficientmod.swap.weights import set_pretrained
 
 MASK_RCNN = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
@@ -219,13 +221,16 @@ def test_config_that_needs_its_backbone_is_refused_with_the_reason(name, why):
 
 def test_fpn_gets_the_channels_of_the_new_backbone():
     before = load_config(MASK_RCNN)
+    before.custom_imports = dict(imports='json', allow_failed_imports=True)
     cfg = swap_backbone(before, 'efficientmod_s')
     assert cfg.model.backbone.type == 'mmefficientmod.EfficientMod'
     assert cfg.model.backbone.arch == 's'
     assert cfg.model.neck.in_channels == [32, 64, 144, 312]
     assert before.model.backbone.type == 'ResNet'  # untouched
     assert before.model.neck.in_channels == [256, 512, 1024, 2048]
-    assert 'mmefficientmod' in cfg.custom_imports.imports
+    assert cfg.custom_imports == dict(
+        imports=['mmefficientmod', 'json'], allow_failed_imports=True
+    )
     assert 'init_cfg' not in cfg.model.backbone
 
 
@@ -308,13 +313,25 @@ def test_classifier_head_reads_the_pooled_final_norm(name):
 # Options, weights and images.
 
 
-def test_frozen_stages_need_pretrained_weights(logged, tmp_path):
-    assert 'frozen_stages' not in swap(MASK_RCNN).model.backbone
-    assert was_logged(logged, 'frozen_stages=1', 'random weights')
+@pytest.mark.parametrize('stages', [0, 1])  # 0 freezes the stem
+def test_frozen_stages_need_pretrained_weights(logged, stages):
+    cfg = load_config(MASK_RCNN)
+    cfg.model.backbone.frozen_stages = stages
+    swapped = swap_backbone(cfg, 'efficientmod_xxs').model.backbone
+    assert 'frozen_stages' not in swapped
+    assert was_logged(logged, f'frozen_stages={stages}', 'random weights')
     assert was_logged(logged, 'norm_eval=True', 'no batch norms')
-    backbone = swap(MASK_RCNN, pretrained='weights.pth').model.backbone
-    assert backbone.frozen_stages == 1
-    assert 'norm_eval' not in backbone
+    swapped = swap_backbone(cfg, 'efficientmod_xxs', 'x.pth').model.backbone
+    assert swapped.frozen_stages == stages
+    assert 'norm_eval' not in swapped
+
+
+def test_frozen_stages_0_of_convnext_freezes_nothing(logged):
+    cfg = load_config(CONVNEXT_DET)
+    cfg.model.backbone.frozen_stages = 0
+    swapped = swap_backbone(cfg, 'efficientmod_xxs', 'x.pth').model.backbone
+    assert 'frozen_stages' not in swapped
+    assert not was_logged(logged, 'frozen_stages')
 
 
 def test_norm_eval_needs_pretrained_weights(logged, tmp_path):
@@ -336,7 +353,9 @@ def test_weights_of_the_old_model_are_removed(logged):
     assert cfg.model.pretrained is None
     assert cfg.model.init_cfg is None
     assert cfg.load_from is None
-    assert was_logged(logged, 'whole-model.pth')
+    assert was_logged(logged, 'load_from=', 'whole-model.pth')
+    assert was_logged(logged, 'pretrained=open-mmlab://resnet50_v1c')
+    assert was_logged(logged, 'init_cfg=', 'x.pth')
 
 
 def test_pretrained_weights_are_loaded_into_efficientmod(tmp_path):
@@ -491,7 +510,9 @@ def test_detector_inside_a_wrapper_is_swapped(name):
 
 def test_removed_options_are_logged(logged):
     swap(MASK_RCNN)
-    assert was_logged(logged, 'are removed', 'depth=50', "style='pytorch'")
+    assert was_logged(
+        logged, 'are removed', 'depth=50', "style='pytorch'", 'init_cfg={'
+    )
 
 
 def test_type_may_be_a_class():
@@ -633,7 +654,7 @@ def test_options_in_the_dict_override_old_ones():
     ('backbone', 'message'),
     [
         ('efficientmod_m', 'did you mean efficientmod_'),
-        ('alexnet', 'no backbone is called'),
+        ('alexnet', r"no backbone is called 'alexnet'\. The names are"),
         ('resnet51', 'did you mean resnet50'),
         (dict(arch='s'), 'neither a name nor a dict'),
         ('dict(type=ResNet)', 'cannot be read'),
@@ -651,6 +672,22 @@ def test_options_in_the_dict_override_old_ones():
 def test_bad_backbone_is_refused_with_the_reason(backbone, message):
     with pytest.raises(ConfigError, match=message):
         swap(MASK_RCNN, backbone)
+
+
+def test_none_in_the_dict_of_a_backbone_is_a_value():
+    resnet = dict(type='mmdet.ResNet', depth=18)
+    assert option_of(resnet, 'out_indices') == (0, 1, 2, 3)
+    assert option_of({**resnet, 'out_indices': None}, 'out_indices') is None
+    assert option_of(resnet, 'no_such_option') is None
+
+
+def test_head_without_in_index_must_read_all_levels():
+    levels = Levels((4, 8, 16, 32), (8, 16, 24, 32))
+    head = dict(type='X', in_channels=[1, 2, 3])
+    with pytest.raises(ConfigError, match='match the 4 levels of the'):
+        fit_neck_and_heads(
+            ConfigDict(neck=None, decode_head=head), Levels(()), levels
+        )
 
 
 def test_name_may_have_hyphens_or_be_the_type_of_a_dict():

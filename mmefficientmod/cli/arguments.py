@@ -58,7 +58,8 @@ def config_arguments(description: str | None) -> argparse.ArgumentParser:
         '--backbone',
         metavar='NAME',
         help='replace the backbone by this one: '
-        f'{", ".join(BACKBONES)}, or the dict of a registered one',
+        f'{", ".join(BACKBONES)}, timm:NAME for a model of timm, or the dict '
+        'of a registered backbone',
     )
     parser.add_argument(
         '--cfg-options',

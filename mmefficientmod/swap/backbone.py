@@ -1,8 +1,8 @@
 """Replacing the backbone of a config, step by step.
 
-Strides and channels are measured: the old backbone is built once, without
-weights, to see at which strides it gives features, and the new one, to see
-which channels it has there. Tables exist only for what a build does not show:
+Strides and channels are measured, by running each backbone once with random
+weights: the strides of the old backbone, and the channels that the new one has
+at these strides. Tables hold only what such a run does not show:
 
 - ``names.py``: names of backbones, and the options that give them four
   levels.
@@ -57,15 +57,15 @@ def swap_backbone(
     Neck and heads get the channels of the new backbone, at the strides of the
     old one. A classifier reads the last stage, after the final norm and
     average pooling. Weights of the old model are removed. Options of the old
-    backbone are kept if the new one has them. All changes except channels are
-    logged.
+    backbone are kept if the new one has them. All changes are logged, except
+    channels, ``out_indices`` and ``custom_imports``.
 
     Args:
         cfg: A config of MMDetection, MMSegmentation or MMPretrain. It does
             not change.
-        backbone: A name in :data:`~mmefficientmod.swap.names.BACKBONES`, or
-            the dict of any registered backbone that returns a tuple of
-            ``(N, C_i, H_i, W_i)``.
+        backbone: A name in :data:`~mmefficientmod.swap.names.BACKBONES`,
+            ``timm:NAME`` for a model of timm, or the dict of any registered
+            backbone that returns a tuple of ``(N, C_i, H_i, W_i)``.
         pretrained: File or URL with weights of the new backbone. Our
             backbones load them when they are built; for others, loading is
             tried at once. Default: None.
@@ -96,7 +96,7 @@ def swap_backbone(
 
 
 def _fit_dense_model(model: ConfigDict, new: ConfigDict) -> Levels:
-    """Fit a detector or segmentor to the new backbone, and the reverse."""
+    """Choose the stages that a detector or segmentor reads, and fit it."""
     check_dense_model(model)
     if remove_pyramid_maker(model):
         before = Levels(strides=(4, 8, 16, 32))
@@ -108,7 +108,7 @@ def _fit_dense_model(model: ConfigDict, new: ConfigDict) -> Levels:
 
 
 def _fit_classifier(model: ConfigDict, new: ConfigDict) -> Levels:
-    """Fit a classifier to the new backbone, and the reverse."""
+    """Choose the last stage of the new backbone, and fit a classifier."""
     check_classifier(model)
     levels = choose_last_level(new)
     pool_average(model)
@@ -139,7 +139,11 @@ def _import_package(cfg: Config) -> None:
     names = [names] if isinstance(names, str) else list(names)
     if 'mmefficientmod' not in names:
         names.insert(0, 'mmefficientmod')
-    cfg.custom_imports = dict(imports=names, allow_failed_imports=False)
+    cfg.custom_imports = {
+        'allow_failed_imports': False,
+        **imports,
+        'imports': names,
+    }
 
 
 def _is_classifier(cfg: Config, model: ConfigDict) -> bool:
@@ -148,7 +152,7 @@ def _is_classifier(cfg: Config, model: ConfigDict) -> bool:
     if cfg.get('default_scope') == 'mmpretrain':
         raise ConfigError(
             f'{type_name(model)} is no ImageClassifier, and its other parts '
-            'are made for its own backbone; of MMPretrain, only classifiers '
-            'take another one'
+            'depend on its own backbone; start from a config of MMPretrain '
+            'with an ImageClassifier'
         )
     return False

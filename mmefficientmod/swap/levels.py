@@ -49,8 +49,9 @@ def strides_to_give(model: ConfigDict, old: Levels) -> tuple[int, ...]:
         return _undilated(model, strides)
     if rising:
         raise ConfigError(
-            f'{kind} gives strides {_join(strides)}, and a head reads each; '
-            'a backbone with a pyramid has 4, 8, 16 and 32'
+            f'{kind} gives features at strides {_join(strides)}, and neck or '
+            'heads read them all; start from a config that reads only '
+            'strides 4, 8, 16 and 32'
         )
     if len(set(strides)) == 1 < len(strides):
         raise ConfigError(
@@ -125,8 +126,8 @@ def choose_levels(new: ConfigDict, strides: tuple[int, ...]) -> Levels:
 def choose_last_level(new: ConfigDict) -> Levels:
     """Make the new backbone give its last stage, after the final norm.
 
-    A classifier reads the last stage only. Norms of other outputs would get
-    no gradient.
+    A classifier reads no other stage. If others were returned too, their
+    norms would get no gradient.
 
     Args:
         new: The dict of the new backbone, changed in place.

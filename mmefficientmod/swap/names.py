@@ -1,6 +1,7 @@
 """Names of backbones, for ``--backbone``, configs and the model index.
 
-If timm or a toolbox has a backbone, its name stands for that implementation.
+A backbone that timm or a toolbox implements is not written again here: its
+name stands for that implementation.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ BACKBONES: dict[str, dict[str, Any]] = {
         name: dict(type='mmefficientmod.TimmPyramid', model_name=name)
         for name in TIMM
     },
-    # Its stages have the even indices. By default it freezes its stem.
+    # Its out_indices count downsampling layers too, so that stages are even.
+    # By default, MMPretrain freezes its stem.
     **{
         f'poolformer_{arch}': dict(
             type='mmpretrain.PoolFormer',
@@ -94,9 +96,9 @@ def resolve_backbone(backbone: str | Mapping[str, Any]) -> ConfigDict:
         else:
             name = text.replace('-', '_')
             if name not in BACKBONES:
+                hint = did_you_mean(name, BACKBONES) or '.'
                 raise ConfigError(
-                    f'no backbone is called {backbone!r}'
-                    f'{did_you_mean(name, BACKBONES)} The names are '
+                    f'no backbone is called {backbone!r}{hint} The names are '
                     f'{", ".join(BACKBONES)}; for any model of timm write '
                     'timm:NAME, and for any other registered backbone a dict, '
                     "such as dict(type='mmpretrain.MobileNetV2', "

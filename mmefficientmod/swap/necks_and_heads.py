@@ -54,8 +54,8 @@ def check_dense_model(model: ConfigDict) -> None:
         if 'rfp_backbone' in neck:
             raise ConfigError(
                 f'the neck {type_name(neck)} runs {backbone} a second time '
-                'on its own output, for which that backbone has inputs; take '
-                'a config with FPN'
+                'and gives it its own outputs, which another backbone does '
+                'not accept; start from a config with FPN'
             )
 
 
@@ -79,7 +79,7 @@ def check_classifier(model: ConfigDict) -> None:
 
 
 def remove_pyramid_maker(model: ConfigDict) -> bool:
-    """Remove a neck that makes a pyramid, which the new backbone gives.
+    """Remove a neck that makes a pyramid, as the new backbone gives one.
 
     Args:
         model: The model, changed in place.
@@ -102,8 +102,8 @@ def fit_neck_and_heads(
 ) -> None:
     """Give neck and heads the channels of the new backbone.
 
-    Heads behind a neck read the channels of the neck, which change only if it
-    passes levels on.
+    Heads behind a neck read the outputs of the neck. Their channels change
+    only where the neck passes a level of the backbone on.
 
     Args:
         model: A detector or segmentor, changed in place.
@@ -111,23 +111,25 @@ def fit_neck_and_heads(
         after: Levels of the new backbone.
 
     Raises:
-        ConfigError: If the channels of neck or heads do not match the levels
-            of the old backbone.
+        ConfigError: If the channels of neck or heads do not match the number
+            of levels.
     """
     neck = model.get('neck')
-    old, new = before.channels, after.channels
+    read_by_heads = after.channels
     if neck:
         old_neck = copy.deepcopy(neck)
+        # Of several necks, the first reads the backbone, and each other one
+        # the neck before it.
         first = neck[0] if isinstance(neck, (list, tuple)) else neck
-        _fit_neck(model, first, old, new)
+        _fit_neck(model, first, before.channels, after.channels)
         if not _heads_choose_levels(model):
             return
-        old, new = neck_channels(old_neck, before), neck_channels(neck, after)
-        if old == new:
+        read_by_heads = neck_channels(neck, after)
+        if read_by_heads == neck_channels(old_neck, before):
             return
     for name, head in model.items():
         if name.endswith('head') and head:
-            _fit_heads(head, old, new, behind_neck=bool(neck))
+            _fit_heads(head, read_by_heads, behind_neck=bool(neck))
 
 
 def _fit_neck(
@@ -136,7 +138,17 @@ def _fit_neck(
     old: tuple[int, ...],
     new: tuple[int, ...],
 ) -> None:
-    """Set the channels of a neck, and of heads that repeat them."""
+    """Set the input channels of a neck.
+
+    SSD's neck passes its first inputs on, and SSD's head repeats their
+    channels. Both are set, too.
+
+    Args:
+        model: The model, for its heads; changed in place.
+        neck: The neck that reads the backbone, changed in place.
+        old: Channels of the old backbone's levels.
+        new: Channels of the new backbone's levels.
+    """
     value = neck.get('in_channels')
     if isinstance(value, int):
         neck.in_channels = new[-1]
@@ -149,15 +161,13 @@ def _fit_neck(
     if len(value) > len(new):
         raise ConfigError(
             f'the neck {type_name(neck)} has in_channels={value}, which does '
-            f'not match the {len(old)} levels of its backbone'
+            f'not match the {len(new)} levels of the backbone'
         )
-    if tuple(value) == old[::-1] != old:
+    if tuple(value) == old[::-1] != old:  # YOLOv3 counts from the last level
         channels = new[::-1]
     else:
         channels = new[len(new) - len(value) :]
     neck.in_channels = type(value)(channels)  # JPU requires a tuple
-    # SSD's neck passes the first levels on, and its head repeats their
-    # channels.
     outs = neck.get('out_channels')
     if isinstance(outs, (list, tuple)) and tuple(outs[: len(value)]) == tuple(
         value
@@ -179,12 +189,18 @@ def _heads_choose_levels(model: ConfigDict) -> bool:
 
 
 def _fit_heads(
-    head: Any, old: tuple[int, ...], new: tuple[int, ...], behind_neck: bool
+    head: Any, channels: tuple[int, ...], behind_neck: bool
 ) -> None:
-    """Set the channels of a head, or of each in a list of heads."""
+    """Set the channels of a head, or of each in a list of heads.
+
+    Args:
+        head: The head or heads, changed in place.
+        channels: Channels of the levels that the head can read.
+        behind_neck: Whether the levels are those of a neck.
+    """
     if isinstance(head, (list, tuple)):
         for one in head:
-            _fit_heads(one, old, new, behind_neck)
+            _fit_heads(one, channels, behind_neck)
         return
     for node in walk(head):
         # A module inside a head reads the features of the head, unless it
@@ -193,18 +209,19 @@ def _fit_heads(
             continue
         value, index = node.get('in_channels'), node.get('in_index', -1)
         if isinstance(value, int):
-            node.in_channels = new[index]
+            node.in_channels = channels[index]
         elif value is not None and 'in_index' in node:
-            node.in_channels = [new[i] for i in index]
+            node.in_channels = [channels[i] for i in index]
         elif value is not None and not behind_neck:
-            if len(value) != len(new):
+            if len(value) != len(channels):
                 raise ConfigError(
                     f'{type_name(node)} has in_channels={list(value)}, which '
-                    f'does not match the {len(old)} levels of its backbone'
+                    f'does not match the {len(channels)} levels of the '
+                    'backbone'
                 )
-            node.in_channels = list(new)
+            node.in_channels = list(channels)
         if 'c1_in_channels' in node:  # DeepLabV3+ also reads the first level
-            node.c1_in_channels = new[0]
+            node.c1_in_channels = channels[0]
 
 
 def pool_average(model: ConfigDict) -> None:
@@ -246,9 +263,8 @@ def fit_classifier_head(model: ConfigDict, channels: int) -> None:
     classes = option_of(model.backbone, 'num_classes')
     if not isinstance(classes, int) or classes < 1:
         raise ConfigError(
-            f'{head} has no layer of its own, and {backbone} does not say for '
-            'how many classes it has one; start from a config with a '
-            'LinearClsHead'
+            f'{head} has no linear layer, and {backbone} has no num_classes '
+            'for a new one; start from a config with a LinearClsHead'
         )
     log_change(
         f'{head} gets a linear layer for {classes} classes, which was a part '

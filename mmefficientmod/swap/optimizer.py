@@ -55,7 +55,7 @@ def _remove_unused_keys(
 ) -> None:
     old_names, new_names = parameter_names(old), parameter_names(new)
     for key in list(keys):
-        # A key that was not in the old backbone either is for the heads.
+        # A key that matches nothing in the old backbone is for neck or heads.
         for_backbone = key.startswith('backbone.') or any(
             key in name for name in old_names
         )
@@ -75,7 +75,8 @@ def _fit_layer_decay(wrapper: ConfigDict, new: Mapping[str, Any]) -> None:
     layers = paramwise.pop('num_layers', None)
     decay_type = paramwise.pop('decay_type', None)
     if decay_type is not None or layers is not None:
-        # MMDetection's and MMSegmentation's constructors do so by default.
+        # The constructors of MMDetection and MMSegmentation, which have these
+        # keys, do not decay the weights of norms and biases.
         paramwise.setdefault('flat_decay_mult', 0.0)
     if not hasattr(class_of(new), 'get_layer_depth'):
         wrapper.constructor = 'DefaultOptimWrapperConstructor'

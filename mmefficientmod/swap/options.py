@@ -14,7 +14,7 @@ from mmefficientmod.swap.weights import has_weights
 
 # Options that say how a backbone is trained, and not which one it is.
 TRAINING_OPTIONS = ('frozen_stages', 'norm_eval', 'with_cp')
-# Options that need pretrained weights, and what they would do without.
+# Options that are kept only with pretrained weights, and why, for the log.
 NEED_WEIGHTS = dict(
     frozen_stages='it would freeze random weights',
     norm_eval='batch norms would keep mean 0 and variance 1',
@@ -38,7 +38,7 @@ def keep_options(
         levels: What the new backbone gives.
         pretrained: Weights for the new backbone; None without.
     """
-    handled = {'type', 'init_cfg', 'pretrained', 'out_indices'}
+    handled = {'type', 'out_indices'}
     if 'in_channels' in old and 'in_channels' in parameters_of(new):
         new.setdefault('in_channels', old['in_channels'])
         handled.add('in_channels')
@@ -46,7 +46,7 @@ def keep_options(
     for key in TRAINING_OPTIONS:
         handled.add(key)
         value = old.get(key)
-        if key in new or value in (None, False, -1):
+        if key in new or not _has_effect(key, old):
             continue
         obstacle = _obstacle(key, old, new, levels, with_weights)
         if obstacle is None:
@@ -55,11 +55,25 @@ def keep_options(
             log_change(
                 f'{key}={value} of {type_name(old)} is left out: {obstacle}'
             )
-    removed = [f'{k}={v!r}' for k, v in old.items() if k not in handled]
+    removed = [
+        f'{key}={value!r}'
+        for key, value in old.items()
+        if key not in handled and value is not None
+    ]
     if removed:
         log_change(
             f'options of {type_name(old)} are removed: {", ".join(removed)}'
         )
+
+
+def _has_effect(key: str, backbone: Mapping[str, Any]) -> bool:
+    """Whether the dict of a backbone turns a training option on."""
+    value = backbone.get(key)
+    if value is None or value is False or value == -1:
+        return False
+    # `frozen_stages=0` freezes the stem of most backbones, but nothing where
+    # it is the default, as in ConvNeXt.
+    return value != 0 or option_of(dict(type=backbone['type']), key) != 0
 
 
 def _obstacle(
@@ -83,9 +97,9 @@ def _obstacle(
 
 def _count_alike(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether both backbones number their stages in the same way."""
-    # VAN counts frozen stages from 0, others from 1.
-    vans = (type_name(old) == 'VAN') + (type_name(new) == 'VAN')
-    return _last_stage(old) == _last_stage(new) and vans != 1
+    # Freezing the first stage is frozen_stages=0 for VAN, 1 for others.
+    starts_alike = (type_name(old) == 'VAN') == (type_name(new) == 'VAN')
+    return starts_alike and _last_stage(old) == _last_stage(new)
 
 
 def _last_stage(backbone: Mapping[str, Any]) -> int | None:

@@ -52,14 +52,14 @@ def probe(backbone: Mapping[str, Any]) -> Levels:
     """
     name = type_name(backbone)
     with forked_rng():
-        class_of(backbone)
+        class_of(backbone)  # raises if it is not registered
         try:
             module = MODELS.build(without_weights(backbone))
         except Exception as error:
             raise ConfigError(
                 f'the backbone {name} cannot be built: {error}'
             ) from error
-        # A statement of its own: train() of OpenMMLab's backbones gives None.
+        # Not chained: eval() of OpenMMLab's backbones returns None.
         module.eval()
         outs, size = _run(module, backbone)
     if isinstance(outs, Tensor):
@@ -68,7 +68,9 @@ def probe(backbone: Mapping[str, Any]) -> Levels:
         isinstance(x, Tensor) and x.ndim == 4 for x in outs
     ):
         raise ConfigError(
-            f'{name} returns no feature maps (N, C, H, W), as a pyramid does'
+            f'{name} does not return feature maps (N, C, H, W), which neck '
+            'and heads read; choose another backbone, or set the options by '
+            'which it returns them'
         )
     return Levels(
         strides=tuple(_stride(size, x.shape[-1]) for x in outs),
@@ -78,7 +80,11 @@ def probe(backbone: Mapping[str, Any]) -> Levels:
 
 
 def _run(module: nn.Module, backbone: Mapping[str, Any]) -> tuple[Any, int]:
-    """Outputs for a black image, and its side, which the backbone takes."""
+    """Run a backbone on a black image of a size that it accepts.
+
+    Returns:
+        The outputs, and the side of the image in pixels.
+    """
     own = backbone.get('img_size') or backbone.get('pretrain_img_size')
     own = own[0] if isinstance(own, Sequence) else own
     channels = backbone.get('in_channels', 3)
@@ -130,10 +136,11 @@ def parameter_names(backbone: Mapping[str, Any]) -> list[str]:
 
 @torch.no_grad()
 def randomly_initialised(backbone: Mapping[str, Any]) -> list[str]:
-    """Names of the tensors that the weights of a backbone do not set.
+    """Names of the tensors of a backbone that start from random values.
 
-    They are the tensors that differ between two builds with different seeds.
-    Norms that start from ones and zeros are not among them.
+    They differ between two builds with different seeds. Tensors that the
+    weights do not set either, but which start from constants, such as norms,
+    are not among them.
 
     Args:
         backbone: The dict of the backbone; its ``init_cfg`` names weights.
@@ -219,7 +226,7 @@ def option_of(backbone: Mapping[str, Any], name: str) -> Any:
     Returns:
         The value; None if the option has neither.
     """
-    if backbone.get(name) is not None:
+    if name in backbone:
         return backbone[name]
     default = getattr(parameters_of(backbone).get(name), 'default', None)
     return None if default is inspect.Parameter.empty else default

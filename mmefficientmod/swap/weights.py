@@ -65,16 +65,19 @@ def replace_weights(
     """
     if pretrained:
         _name_weights(new, pretrained)
-    _remove_pretrained_key(model)
-    for node in (model, cfg.model):
-        if pretrained_part(node.get('init_cfg')):
-            node.init_cfg = None
-    if cfg.get('load_from'):
-        log_change(
-            f'load_from={cfg.load_from} is left out: it has the weights of '
-            'the old model'
-        )
-        cfg.load_from = None
+    for node, key in (
+        (model, 'pretrained'),
+        (model, 'init_cfg'),
+        (cfg.model, 'init_cfg'),
+        (cfg, 'load_from'),
+    ):
+        value = node.get(key)
+        if pretrained_part(value) if key == 'init_cfg' else value:
+            log_change(
+                f'{key}={value} is left out: it has the weights of the old '
+                'model'
+            )
+            node[key] = None
 
 
 def has_weights(backbone: Mapping[str, Any]) -> bool:
@@ -84,7 +87,7 @@ def has_weights(backbone: Mapping[str, Any]) -> bool:
 
 
 def _remove_pretrained_key(node: ConfigDict) -> None:
-    """Remove ``pretrained``, of which MMEngine would make an ``init_cfg``."""
+    """Unset ``pretrained``, of which OpenMMLab's models make ``init_cfg``."""
     if 'pretrained' in node:
         node.pretrained = None
 
@@ -121,10 +124,10 @@ def _check_weights_fit(
 ) -> None:
     """Refuse weights that leave tensors of a backbone random.
 
-    MMEngine itself, which reads the file here and in the training, loads the
-    tensors that fit and logs a warning. Norms of single outputs, which no
-    file of ImageNet weights has, start from ones and zeros and may be
-    missing.
+    MMEngine reads the file, here and in the training. It loads the tensors
+    that fit, and only warns of the others. Tensors that start from constants
+    may be missing, as this check does not see them: the norms of single
+    outputs, which ImageNet weights do not have, are among them.
     """
     random = randomly_initialised(backbone)
     if random:
