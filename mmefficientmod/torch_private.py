@@ -3,14 +3,14 @@
 PyTorch may change these names in any release, so they are in one place. Other
 private names are used where they are needed: attributes of a module, such as
 ``_forward_hooks``, in ``layers/plain.py`` and ``layers/fast_path.py``, and one
-name each in ``benchmark/measure.py``, ``checkpoint/reading.py`` and
-``analysis/complexity.py``. This module imports nothing of the package, and
-every package may import it.
+name each in ``checkpoint/reading.py`` and ``analysis/complexity.py``. This
+module imports nothing of the package, and every package may import it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch.autograd import forward_ad
@@ -23,9 +23,11 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 __all__ = [
     'BatchNorm',
     'FSDP_WRAPPED_MODULE',
+    'graph_breaks',
     'has_global_hooks',
     'is_compiling',
     'is_transformed',
+    'limit_compilations',
 ]
 
 # FSDP inserts this name into the names of parameters. The constant in torch
@@ -65,3 +67,25 @@ def has_global_hooks() -> bool:
         or _module._global_backward_hooks
         or _module._global_backward_pre_hooks
     )
+
+
+def limit_compilations(number: int) -> AbstractContextManager:
+    """Within a block, set how often ``torch.compile`` compiles a function.
+
+    Args:
+        number: After so many versions of a function, it is not compiled
+            again. PyTorch's default is 8.
+    """
+    import torch._dynamo.config  # takes seconds, so not at the top
+
+    return torch._dynamo.config.patch(cache_size_limit=number)
+
+
+def graph_breaks() -> int:
+    """Graph breaks of ``torch.compile`` since the process started.
+
+    ``torch._dynamo.explain`` tells them as well, but compiles the model again.
+    """
+    import torch._dynamo.utils
+
+    return sum(torch._dynamo.utils.counters['graph_break'].values())

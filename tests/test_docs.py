@@ -78,7 +78,7 @@ def test_named_files_and_folders_exist(page):
 
 
 def test_map_has_every_module():
-    """The tree in CONTRIBUTING is the tree on disk, in both directions."""
+    """The table in CONTRIBUTING names the modules on disk, and no others."""
     named = set()
     for row in re.findall(
         r'^\| \d \| (`mmefficientmod/.*)$',

@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
 
 @contextlib.contextmanager
 def _warnings_only(logger: MMLogger) -> Iterator[None]:
-    """Drop messages such as what a swap does, once for each model."""
+    """Hide what each swap of a backbone logs, and all else but warnings."""
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
@@ -185,7 +185,7 @@ def run(args: argparse.Namespace) -> list[Result]:
         )
     ]
     if min(args.rounds, *args.threads) < 1:
-        raise ConfigError('--rounds and --threads start at 1')
+        raise ConfigError('--rounds and --threads must be 1 or more')
     specs = find_model_specs(args.models, args.within)
     settings = Settings(
         device=find_device(args.device),
@@ -223,9 +223,9 @@ def show(result: Result, console: Console, folder: Path | None) -> None:
     """Print the table of a result, and what failed."""
     print_prose(console, f'\n{heading(result)}\n')
     elsewhere = (
-        f'all are in {folder / "results.md"}'
+        f'all columns are in {folder / "results.md"}'
         if folder
-        else '--out DIR writes all'
+        else '--out DIR writes all columns'
     )
     print_table(
         console,
@@ -249,7 +249,8 @@ def measure(
     """Measure each case that is not finished already, and show progress.
 
     Raises:
-        KeyboardInterrupt: After the rounds that Ctrl-C left of a case.
+        KeyboardInterrupt: If Ctrl-C ended the rounds of a case, after the
+            result of its complete rounds.
     """
     steps = len(specs) * (1 + settings.rounds)
     with Progress(console=console, transient=True) as progress:

@@ -48,8 +48,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs='*',
         default=DEFAULT,
         metavar='BACKBONE',
-        help=f'{", ".join(BACKBONES)}, or the dict of another backbone '
-        f'(default: {", ".join(DEFAULT)})',
+        help=f'{", ".join(BACKBONES)}, timm:NAME for a model of timm, or the '
+        f'dict of a registered backbone (default: {", ".join(DEFAULT)})',
     )
     parser.add_argument(
         '--on',
@@ -101,9 +101,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> list[Run]:
     args = parse_args(argv)
     if min(args.iters, args.threads, args.crop or 1) < 1:
-        raise ConfigError('--iters, --threads and --crop start at 1')
+        raise ConfigError('--iters, --threads and --crop must be 1 or more')
     if min(args.seeds) < 0 or len({*args.seeds}) < len(args.seeds):
-        raise ConfigError('--seeds start at 0, and none is given twice')
+        raise ConfigError('--seeds must be different numbers, 0 or more')
     for backbone in args.backbones:
         resolve_backbone(backbone)  # refuses what tools/train.py would
     recipe = Recipe(args.on, args.iters, args.crop, args.threads)
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> list[Run]:
                 training_report.TABLE_COLUMNS,
                 training_report.model_values(runs),
                 training_report.PRIORITY,
-                f'all are in {out / "results.md"}',
+                f'all columns are in {out / "results.md"}',
             )
             print_prose(console, text)
             for line in training_report.failures(runs):

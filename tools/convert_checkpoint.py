@@ -104,7 +104,7 @@ def show(result: Conversion, args: argparse.Namespace) -> None:
     for (old, new), count in rows.items():
         becomes = 'the same' if old == new else new or 'left out'
         table.add_row(old, str(count), becomes)
-    arch = result.arch or 'of an arch of its own'
+    arch = result.arch or 'of no known variant'
     print(f'{args.src}: {result.kind}, EfficientMod {arch}')
     print(f'taken: {result.source}')
     Console(width=110).print(table)

@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> Complexity:
     shape = args.shape
     if shape and (len(shape) > 2 or min(shape) < 1):
         raise ConfigError(
-            f'--shape {" ".join(map(str, shape))} is no height and width'
+            f'--shape {" ".join(map(str, shape))} is neither one side nor '
+            'height and width, in pixels'
         )
     model = build_model(cfg)
     size = (shape[0], shape[-1]) if shape else input_size(cfg)

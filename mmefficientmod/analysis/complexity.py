@@ -28,8 +28,8 @@ from torch.utils.flop_counter import sdpa_flop_count
 
 from mmefficientmod.rng import forked_rng
 
-# Element-wise operators and copies have no FLOPs by the convention. They are
-# not listed among the operators that were not counted.
+# Operators that have no FLOPs by the convention: element-wise ones, copies,
+# pooling, softmax, sums and sorting. They are not listed as not counted.
 CHEAP = frozenset(
     f'aten::{name}{suffix}'
     for name in (
@@ -71,6 +71,16 @@ class Complexity:
     uncounted: dict[str, int]
 
 
+def image_metainfo(size: tuple[int, int]) -> dict[str, Any]:
+    """What a data sample says of an image that was neither scaled nor padded.
+
+    Args:
+        size: Height and width, in pixels.
+    """
+    shapes = ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape')
+    return dict.fromkeys(shapes, size) | dict(scale_factor=(1.0, 1.0))
+
+
 class TensorForward(nn.Module):
     """A model without pre- and post-processing, from images to tensors.
 
@@ -87,15 +97,9 @@ class TensorForward(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        metainfo = dict(
-            img_shape=size,
-            ori_shape=size,
-            pad_shape=size,
-            batch_input_shape=size,
-            scale_factor=(1.0, 1.0),
-        )
         self.data_samples = [
-            BaseDataElement(metainfo=metainfo) for _ in range(batch)
+            BaseDataElement(metainfo=image_metainfo(size))
+            for _ in range(batch)
         ]
 
     def forward(self, image: Tensor) -> list[Tensor]:

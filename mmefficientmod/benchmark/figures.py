@@ -193,7 +193,7 @@ def _place_names(ax: Axes, names: Iterable[Annotation]) -> None:
     taken = []
     for line in ax.lines:
         points = np.asarray(line.get_xydata())
-        if len(points) == 1:  # a model; the Pareto front has more points
+        if len(points) == 1:  # a model, or a front of one
             x, y = ax.transData.transform(points)[0]
             taken.append(Bbox.from_bounds(x - 4, y - 4, 8, 8))
     legend = ax.get_legend()
@@ -255,7 +255,7 @@ def growth_figure(results: Sequence[Result]) -> Figure | None:
     sizes.
 
     Returns:
-        None if no case was measured at two sizes.
+        None if no case was measured at two sizes or nothing was measured.
     """
     groups = group_by_size(results)
     if not groups:
@@ -307,7 +307,7 @@ def _draw_growth(
     ax.set_yscale('log')
     _label_powers(ax.yaxis)
     ax.tick_params(which='both', labelsize=7)
-    sides = [image_side(result) for result in group]
+    sides = sorted({image_side(result) for result in group})
     ax.set_xticks(sides, [f'{x:.0f}' for x in sides])
     ax.set_xticks([], minor=True)
     ax.legend(fontsize=7)

@@ -9,7 +9,9 @@ import torch
 from mmengine.structures import PixelData
 from torch import Tensor, nn
 
+from mmefficientmod.analysis.complexity import image_metainfo
 from mmefficientmod.benchmark.cases import BenchmarkCase
+from mmefficientmod.config.files import TOOLBOXES
 from mmefficientmod.config.nodes import ConfigError
 
 # About as many as an image of COCO has on average.
@@ -73,23 +75,14 @@ def random_annotations(
             'segmentors and classifiers get annotations'
         )
     for sample in samples:
-        sample.set_metainfo(
-            dict(
-                img_shape=size,
-                ori_shape=size,
-                pad_shape=size,
-                batch_input_shape=size,
-                scale_factor=(1.0, 1.0),
-            )
-        )
+        sample.set_metainfo(image_metainfo(size))
     return samples
 
 
 def _toolbox_of(model: nn.Module) -> str | None:
     """The toolbox that a model's class, or one of its parents, comes from."""
     packages = [kind.__module__.split('.')[0] for kind in type(model).__mro__]
-    toolboxes = ('mmdet', 'mmseg', 'mmpretrain')
-    return next((x for x in packages if x in toolboxes), None)
+    return next((x for x in packages if x in TOOLBOXES), None)
 
 
 def fix_proposals(model: nn.Module, case: BenchmarkCase) -> None:
@@ -133,7 +126,8 @@ def fixed_boxes(number: int, height: int, width: int) -> Tensor:
     """Make boxes inside an image, the same in each call.
 
     The logarithm of each side is uniformly distributed, from that of 16
-    pixels to that of the image's side, and the position is uniform, too.
+    pixels (at most the image's side) to that of the image's side, and the
+    position is uniform, too.
 
     Args:
         number: How many boxes.
@@ -146,7 +140,7 @@ def fixed_boxes(number: int, height: int, width: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     image = torch.tensor([width, height])
     random = torch.rand(number, 4, generator=generator)
-    largest = (image / SMALLEST_BOX).clamp(min=1)
-    sides = SMALLEST_BOX * largest ** random[:, :2]
+    smallest = image.clamp(max=SMALLEST_BOX)
+    sides = smallest * (image / smallest) ** random[:, :2]
     corners = random[:, 2:] * (image - sides)
     return torch.cat([corners, corners + sides], 1)

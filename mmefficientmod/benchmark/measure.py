@@ -8,11 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-
-# Private modules of PyTorch: nothing public raises the number of models that
-# torch.compile takes, nor counts graph breaks without another compilation.
-import torch._dynamo.config
-import torch._dynamo.utils
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
@@ -29,6 +24,7 @@ from mmefficientmod.benchmark.workloads import Workload, prepare
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.messages import REASON_LENGTH, shorten
 from mmefficientmod.models.layers.deploy import switch_to_deploy
+from mmefficientmod.torch_private import graph_breaks, limit_compilations
 
 # In each round, a fast model is run several times, for about this long.
 ROUND_SECONDS = 0.1
@@ -127,15 +123,15 @@ def _cpu_threads(number: int) -> Iterator[None]:
 def _fresh_compiler(case: BenchmarkCase, models: int) -> Iterator[None]:
     """Let ``torch.compile`` compile each model, and drop its code at the end.
 
-    It gives up after some versions of the same code (8 by default in recent
-    PyTorch), and all models of one class run the same code.
+    PyTorch compiles 8 versions of a function and then gives up. All models of
+    a class have the same functions, so 8 versions are allowed for each model.
     """
     if not case.compiled:
         yield
         return
     torch.compiler.reset()
     try:
-        with torch._dynamo.config.patch(cache_size_limit=8 * models):
+        with limit_compilations(8 * models):
             yield
     finally:
         torch.compiler.reset()
@@ -167,9 +163,9 @@ def _make_ready(
         row.breakdown = time_blocks(model, case, image, settings.rounds)
     work = prepare(model, case, image)
     if case.compiled:
-        before = _graph_breaks()
+        before = graph_breaks()
         work.run()
-        row.graph_breaks = _graph_breaks() - before
+        row.graph_breaks = graph_breaks() - before
     work.run()  # warm-up
     _measure_memory(model, case, work, image, allocated, row)
     timer = Timer(
@@ -183,11 +179,6 @@ def _make_ready(
         weights=weights,
         altered=folded or case != case.eager,
     )
-
-
-def _graph_breaks() -> int:
-    """Graph breaks of ``torch.compile`` since the process started."""
-    return sum(torch._dynamo.utils.counters['graph_break'].values())
 
 
 def _outputs(work: Workload) -> list[Tensor]:
@@ -210,11 +201,12 @@ def _compare_outputs(
     models: Mapping[str, _ReadyModel],
     baselines: Sequence[str],
 ) -> None:
-    """Find the baseline of a model, and compare its outputs with theirs.
+    """Find the baseline of a model, and compare the model's outputs.
 
-    With a baseline of the same weights, its outputs are the reference. For
-    another model that was compiled, exported or folded, the reference are
-    its own outputs before that.
+    If a baseline has the same weights as the model, the reference is the
+    outputs of that baseline. Otherwise the reference is the outputs of the
+    model before it was compiled, exported or folded; if nothing of this was
+    done, there is no comparison.
     """
     row = model.row
     same_weights = [
@@ -247,8 +239,8 @@ def _time_in_turns(
 ) -> bool:
     """Time each model once a round, in reversed order every other round.
 
-    So no model is always the first after a pause, nor always the last of a
-    round in which the machine slows down.
+    So a machine that slows down within a round delays no model more often than
+    the others.
 
     Args:
         models: A model that fails is removed.

@@ -31,7 +31,7 @@ def official_arch(variant: str) -> str:
     arch = variant.lower().replace('-', '_').removeprefix('efficientmod_')
     if arch not in ARCHS:
         raise ConfigError(
-            f'official:PATH:{variant} names no variant; they are '
+            f'official:PATH:{variant} names no variant; the variants are '
             f'{", ".join(ARCHS)}'
         )
     return arch

@@ -21,7 +21,7 @@ ACCURACIES = {
     'miou': 'mIoU',
     'box_ap': 'box AP',
 }
-# Names in the model index of the metrics that are shown.
+# For metrics of the model index, their keys in ACCURACIES.
 METRICS = {'Top 1 Accuracy': 'top1', 'mIoU': 'miou', 'box AP': 'box_ap'}
 # ImageNet top-1 in per cent, without and with distillation, at 224x224, but
 # for MobileViT and MobileViTv2 at 256x256.

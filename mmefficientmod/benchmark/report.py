@@ -78,9 +78,10 @@ def markdown(results: Results) -> str:
     for within, group in groups.items():
         if len(group) > 1:
             models = f'within {within}' if within else 'alone'
+            baselines = dict.fromkeys(x for r in group for x in r.baselines)
             parts.append(
                 f'**All cases, {models}: ms (ratio to '
-                f'{" or ".join(group[0].baselines)})**\n\n'
+                f'{" or ".join(baselines)})**\n\n'
                 f'{markdown_table(overview(group))}\n'
             )
     for result in results.results:

@@ -107,7 +107,7 @@ class Result:
 
     Attributes:
         case: What was run.
-        device: ``cpu`` or ``cuda``.
+        device: Name of the device, such as ``cpu`` or ``cuda:1``.
         within: The whole model that the backbones were swapped into: a key
             of :data:`~mmefficientmod.benchmark.model_specs.HOSTS` or a
             config; None for backbones alone and configs.
@@ -284,7 +284,7 @@ def group_by_size(results: Iterable[Result]) -> dict[str, list[Result]]:
 
     Returns:
         For each title, with ``HxW`` for the size, the results from the
-        smallest image to the largest. Groups of one are left out.
+        smallest image to the largest. Groups with one size are left out.
     """
     groups: dict[str, list[Result]] = {}
     for result in sorted(results, key=image_side):
@@ -292,7 +292,11 @@ def group_by_size(results: Iterable[Result]) -> dict[str, list[Result]]:
         size = f'x{case.height}x{case.width}'
         title = result.title.replace(size, 'xHxW')
         groups.setdefault(title, []).append(result)
-    return {title: x for title, x in groups.items() if len(x) > 1}
+    return {
+        title: group
+        for title, group in groups.items()
+        if len({(x.case.height, x.case.width) for x in group}) > 1
+    }
 
 
 def image_side(result: Result) -> float:

@@ -198,11 +198,18 @@ def overview(results: Sequence[Result]) -> list[list[str]]:
 
     Returns:
         The titles, then a line for each model: its size and accuracies, and
-        for each case its time and memory.
+        for each result its time and memory. Results of the same case, which
+        have other models or a breakdown, are numbered.
     """
     fixed = [c for c in COLUMNS if c.key in CASE_INDEPENDENT]
     memory = [c for c in COLUMNS if c.key in ('peak_mb', 'saved_mb')]
     titles = [f'{r.case}{", deployed" * r.deploy}' for r in results]
+    titles = [
+        f'{title} ({titles[: i + 1].count(title)})'
+        if titles.count(title) > 1
+        else title
+        for i, title in enumerate(titles)
+    ]
     measured = [
         (
             Column(f'time {title}', title, '', _time_and_ratio),

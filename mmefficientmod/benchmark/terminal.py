@@ -48,8 +48,8 @@ def print_table(
             names, which may wrap at spaces.
         values: For each row, its values by the keys of the columns.
         priority: Keys of the columns, the most important first.
-        elsewhere: Says where all columns are, below a table that leaves some
-            out.
+        elsewhere: Says where all columns are, such as ``'all columns are in
+            FILE'``; printed below a table without some of them.
     """
     columns = with_values(columns, values)
     shown = fitting(columns, values, priority, console.width)
@@ -74,7 +74,7 @@ def print_table(
     if left_out:
         print_prose(
             console,
-            f'Left out, as the output is {console.width} characters wide: '
+            f'Columns left out to fit in {console.width} characters: '
             f'{", ".join(left_out)}; {elsewhere}',
         )
 

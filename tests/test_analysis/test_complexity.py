@@ -252,8 +252,8 @@ def test_get_flops_prints_and_writes_the_counts(
 @pytest.mark.parametrize(
     ('argv', 'message'),
     [
-        (['--shape', '1', '2', '3'], '1 2 3 is no height and width'),
-        (['--shape', '0'], '0 is no height and width'),
+        (['--shape', '1', '2', '3'], '1 2 3 is neither one side nor'),
+        (['--shape', '0'], '0 is neither one side nor'),
         (['--cfg-options', 'model.neck.in_channels=[1,2,3,4]'],
          'cannot be run for counting at 512x512'),
     ],

@@ -16,7 +16,7 @@ from mmefficientmod.config.files import find_config
 from mmefficientmod.config.nodes import ConfigError
 
 
-def test_rows_and_files(run_benchmark, place, capsys):
+def test_results_are_shown_and_written(run_benchmark, place, capsys):
     results = run_benchmark(
         'efficientmod_xxs', 'official:official.py:efficientMod_xxs',
         'own.py:Broken', '--mode', 'infer', 'train', '--inputs', '1x32',
@@ -101,8 +101,8 @@ def test_narrow_output_says_which_columns_are_left_out(
     timer.plan = [[1, 1]]
     run_benchmark('own.py:Tiny', '--inputs', '1x32', '--rounds', '2')
     words = ' '.join(capsys.readouterr().out.split())
-    assert 'Left out, as the output is 40 characters wide: ' in words
-    assert '; --out DIR writes all' in words
+    assert 'Columns left out to fit in 40 characters: ' in words
+    assert '; --out DIR writes all columns' in words
 
 
 def test_baseline_may_come_from_a_pattern(run_benchmark):
@@ -138,7 +138,7 @@ def test_backbones_within_a_segmentor(run_benchmark):
     assert ours.params == official.params > 8e6
     assert ours.peak > ours.saved > 0
     assert 'own.py:Tiny' in tiny.model
-    assert 'Tiny gives' in tiny.error  # no pyramid
+    assert 'Tiny gives' in tiny.error  # not the levels of a pyramid
 
 
 @pytest.mark.slow
@@ -188,13 +188,13 @@ def test_config_of_a_classifier(run_benchmark):
         (['absent.py'], 'absent.py does not exist'),
         (['official:absent.py:s'], 'absent.py does not exist'),
         (['official:own.py:s'], 'own.py does not define the variants'),
-        (['official:official.py:m'], 'names no variant; they are xxs'),
+        (['official:official.py:m'], 'names no variant; the variants are xxs'),
         (["dict(type='Nothing')"], "type 'Nothing' is registered"),
         (['own.py:Tiny', 'own.py:Tiny'], 'own.py:Tiny is named twice'),
         (['own.py:Tiny', '--baseline', 'x'], '--baseline x is none of'),
         (['own.py:Tiny', '--inputs', '224'], '--inputs 224 is neither'),
         (['own.py:Tiny', '--inputs', '1x0'], '--inputs 1x0 is neither'),
-        (['own.py:Tiny', '--rounds', '0'], 'start at 1'),
+        (['own.py:Tiny', '--rounds', '0'], 'must be 1 or more'),
         (['own.py:Tiny', '--device', 'tpu'], 'neither cpu nor cuda'),
         (['own.py:Tiny', '--within', 'absent.py'], 'absent.py does not'),
         (['mmefficientmod::cls/efficientmod_xxs_in1k.py', '--within', 'fpn'],

@@ -73,7 +73,8 @@ def test_comparison_page_prints_the_published_accuracies():
             [cell.strip() for cell in line.strip('|').split('|')]
             for line in table.splitlines()
         )
-        # Tables of measurements; those of trainings have a mIoU of ours.
+        # Only tables of measurements have published accuracies; the mIoU in
+        # tables of trainings is ours.
         if 'G FLOPs' not in head:
             continue
         for line in lines:

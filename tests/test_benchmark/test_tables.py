@@ -46,7 +46,11 @@ def test_attention_crossover_names_the_first_size(
     assert text in found
     assert found.startswith('infer, 1x3xHxW, fp32, 1 thread, cpu: in some,')
     assert growth_figure(results) is not None
-    assert growth_figure(results[:1]) is None
+    # Other models of the same case are not another size.
+    row = Row('other', times=[1.0], breakdown=parts)
+    results[1:] = [make_result([row], case=results[0].case, breakdown=True)]
+    assert growth_figure(results) is None
+    assert attention_crossover(results) == []
 
 
 def test_overview_has_a_line_for_each_model(make_result, case):
@@ -75,6 +79,21 @@ def test_overview_has_a_line_for_each_model(make_result, case):
         ['a', '10.00', '', '2.0 (1.00)', '5', '10.0 (1.00)', '3'],
         ['b', '10.00', '80.0', '3.0 (1.50)', '', '', ''],
         ['c', '', '', '', '', '', ''],
+    ]
+
+
+def test_overview_has_the_times_of_every_result_of_a_case(make_result, case):
+    titles, *lines = overview(
+        [
+            make_result([Row('a', 'a', [0.001])]),
+            make_result([Row('b', 'b', [0.002])]),
+            make_result([Row('a', 'a', [0.004])], breakdown=True),
+        ]
+    )
+    assert titles == ['model', *(f'{case} ({i})' for i in (1, 2, 3))]
+    assert lines == [
+        ['a', '1.0 (1.00)', '', '4.0 (1.00)'],
+        ['b', '', '2.0 (1.00)', ''],
     ]
 
 
@@ -109,7 +128,7 @@ def printed(columns, values, priority, width):
     file = io.StringIO()
     console = Console(file=file, width=width)
     print_table(console, columns, values, priority, 'all are in a file')
-    table, _, below = file.getvalue().partition('Left out')
+    table, _, below = file.getvalue().partition('Columns left out')
     titles, _, body = re.split(r'^(─+)$', table, maxsplit=1, flags=re.M)
     return titles, body, ' '.join(below.split())
 
@@ -119,7 +138,7 @@ def test_table_fits_the_width_and_breaks_no_word(result, width):
     columns, values = table_columns(result), result_values(result)
     titles, body, below = printed(columns, values, PRIORITY, width)
     assert max(map(len, (titles + body).splitlines())) <= width
-    left_out = re.search(r'wide: (.*); all are in a file$', below)[1]
+    left_out = re.search(r'characters: (.*); all are in a file$', below)[1]
     shown = [c for c in columns if c.title not in left_out.split(', ')]
     assert len(shown) + len(left_out.split(', ')) == len(columns)
     keys = sorted((c.key for c in columns), key=PRIORITY.index)
@@ -158,7 +177,7 @@ print_table(Console(), COLUMNS[:-1], [row], PRIORITY, 'all are in a file')
         check=True,
     ).stdout
     assert 60 < max(map(len, shown.splitlines())) <= 80
-    assert 'Left out, as the output is 80 characters wide: ' in shown
+    assert 'Columns left out to fit in 80 characters: ' in shown
 
 
 def test_every_column_has_a_priority():

@@ -8,7 +8,11 @@ import torch
 from torch.testing import assert_close
 
 from mmefficientmod.benchmark.cases import BenchmarkCase
-from mmefficientmod.benchmark.inputs import fix_proposals, random_annotations
+from mmefficientmod.benchmark.inputs import (
+    fix_proposals,
+    fixed_boxes,
+    random_annotations,
+)
 from mmefficientmod.benchmark.measure import measure_case
 from mmefficientmod.benchmark.model_specs import (
     HOSTS,
@@ -104,6 +108,15 @@ def test_annotations_are_the_same_in_each_call_and_keep_the_rng_state():
 def test_model_of_no_toolbox_gets_no_annotations(case):
     with pytest.raises(ConfigError, match='Identity cannot be trained here'):
         random_annotations(torch.nn.Identity(), case, torch.device('cpu'))
+
+
+def test_boxes_are_inside_an_image_of_few_pixels():
+    boxes = fixed_boxes(50, 8, 40)
+    assert boxes.min() >= 0
+    assert (boxes[:, 2:] <= torch.tensor([40, 8]) + 1e-4).all()
+    assert (boxes[:, 2:] - boxes[:, :2]).amin(0).tolist() == pytest.approx(
+        [16, 8], rel=0.2
+    )
 
 
 def test_proposals_are_the_same_for_each_model():

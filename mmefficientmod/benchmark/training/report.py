@@ -46,7 +46,7 @@ def _largest_in_millions(values: Sequence[float | None]) -> float | None:
     return 1e-6 * max(known) if known else None
 
 
-# From all runs of a model and the finished ones among them.
+# Values are computed from all runs of a model and from its finished ones.
 COLUMNS = (
     Column('model', 'model', '', lambda runs, done: runs[0].model),
     Column(
@@ -122,14 +122,15 @@ def caption(recipe: Recipe, cuda: bool) -> str:
     memory = (
         "the allocator's peak"
         if cuda
-        else 'saved by autograd for the backward pass, without weights'
+        else 'what autograd saves in a step for the backward pass, without '
+        'the weights'
     )
     return (
         f'Semantic FPN on {data}, trained from random weights for '
         f'{recipe.iters} iterations{crop}, {recipe.threads} thread'
-        f'{"s" * (recipe.threads > 1)}. mIoU in per cent over the classes '
-        'present, mean and standard deviation over the seeds; s/iter: median '
-        f'after the first {WARM_UP}; MB: '
+        f'{"s" * (recipe.threads > 1)}. mIoU: per cent, over the classes '
+        'present, mean and standard deviation (±) over the seeds; s/iter: '
+        f'seconds of an iteration, median without the first {WARM_UP}; MB: '
         f'{memory}. Such short trainings on few images show how fast a model '
         'learns these images, and nothing about ADE20K.'
     )
