@@ -1,8 +1,8 @@
 """EfficientMod as a backbone in MMDetection, MMSegmentation and MMPretrain.
 
-Importing the package checks the environment, lets torchvision's kernels serve
-where mmcv came without compiled ones, makes the configs known by name, and
-registers the backbones.
+Importing the package checks the environment, replaces compiled operators that
+mmcv lacks by those of torchvision and PyTorch, makes the configs known by
+name, and registers the backbones.
 """
 
 from mmefficientmod.compat import check_environment

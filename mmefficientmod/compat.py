@@ -123,7 +123,7 @@ def _check_one_stack(found: dict[str, Modules]) -> None:
     if not all(found.values()):
         return
     stacks = ' and '.join(
-        f'{stack} ({_listed(_versions(modules))})'
+        f'{stack} ({list_versions(_versions(modules))})'
         for stack, modules in found.items()
     )
     installed = [d for modules in found.values() for d in _versions(modules)]
@@ -143,7 +143,7 @@ def _check_one_provider(found: dict[str, Modules]) -> None:
             if len(dists) > 1:
                 raise _error(
                     f'mmefficientmod needs one package that provides {module}'
-                    f', but {_listed(dists)} are installed together and '
+                    f', but {list_versions(dists)} are installed together and '
                     "overwrite each other's files: "
                     + _reinstall(list(dists), stack, {module})
                 )
@@ -178,7 +178,7 @@ def _check_versions(modules: Modules, found: Modules) -> None:
         if module in faulty
     ]
     raise _error(
-        'mmefficientmod cannot run here, having found '
+        'mmefficientmod cannot run, since it found '
         f'{" and ".join(problems)}: run `{_install(wanted)}`.'
     )
 
@@ -240,7 +240,8 @@ def _versions(modules: Modules) -> Versions:
     return {d: v for dists in modules.values() for d, v in dists.items()}
 
 
-def _listed(dists: Versions) -> str:
+def list_versions(dists: Versions) -> str:
+    """Distributions and their versions, separated by commas."""
     return ', '.join(f'{dist} {version}' for dist, version in dists.items())
 
 

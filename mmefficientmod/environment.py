@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from mmefficientmod.compat import installed_stack
+from mmefficientmod.compat import installed_stack, list_versions
 from mmefficientmod.ops import is_standin
 from mmefficientmod.version import __version__
 
@@ -21,13 +21,12 @@ def machine(device: torch.device) -> dict[str, str]:
     """Describe what a measurement runs on.
 
     Args:
-        device: The device that is measured; the GPU and CUDA's version are
-            left out where it is the CPU.
+        device: The device that is measured, the CPU or a GPU.
 
     Returns:
-        ``cpu``, ``cores``, ``gpu``, ``cuda``, ``system``, ``python`` and
-        ``mmefficientmod``, then the name and version of each installed
-        library that matters.
+        ``cpu``, ``cores``, for a GPU ``gpu`` and ``cuda``, ``system``,
+        ``python`` and ``mmefficientmod``, then the name and version of each
+        installed library that matters.
     """
     found = dict(cpu=_cpu_name(), cores=str(os.cpu_count()))
     if device.type == 'cuda':
@@ -53,9 +52,9 @@ def bug_report() -> str:
     lines = {
         'mmefficientmod': __version__,
         'Python': f'{platform.python_version()} on {platform.platform()}',
-        'Stack': f'{stack}: {_listed(packages)}',
+        'Stack': f'{stack}: {list_versions(packages)}',
         'mmcv ops': _mmcv_ops(),
-        'Libraries': _listed(_library_versions()) or 'none',
+        'Libraries': list_versions(_library_versions()) or 'none',
         'CPU': f'{_cpu_name()}, {os.cpu_count()} cores',
         'GPU': _gpus(),
     }
@@ -70,10 +69,6 @@ def _library_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _listed(versions: dict[str, str]) -> str:
-    return ', '.join(f'{name} {version}' for name, version in versions.items())
 
 
 def _mmcv_ops() -> str:

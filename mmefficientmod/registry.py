@@ -28,15 +28,15 @@ NEED_A_TOOLBOX = {
     'DistilledClassifier': f'{DISTILL}.classifier',
     'DistilledSegmentor': f'{DISTILL}.segmentor',
 }
-# It imports PyTorch's FSDP and MMEngine's strategies.
+# Imports PyTorch's FSDP and MMEngine's strategies, which only FSDP needs.
 FSDP = 'mmefficientmod.engine.fsdp'
 
 
 class ModelRegistry(Registry):
-    """A registry that imports a model that needs a toolbox when it is named.
+    """A registry that imports some models only when their names are asked for.
 
-    Importing such a module with the other models would make the toolbox a
-    requirement of the package.
+    They need a toolbox. Importing them with the other models would make the
+    toolbox a requirement of the package.
     """
 
     def get(self, key: str) -> type | None:

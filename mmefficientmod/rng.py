@@ -10,16 +10,15 @@ import torch
 
 @contextmanager
 def forked_rng(seed: int | None = None) -> Iterator[None]:
-    """Put PyTorch's random state on the CPU back when the block ends.
+    """Restore PyTorch's random state of the CPU when the block ends.
 
     Models that are built only to look at them, such as a probed backbone or
     a teacher, must not change the random numbers of a training. GPUs and the
     generators of Python and NumPy are not touched.
 
     Args:
-        seed: Seed inside of the block, so that it gives the same numbers in
-            every process. Default: None, which goes on from the current
-            state.
+        seed: Seed inside the block, so that the random numbers are the same
+            in every process. Default: the state before the block goes on.
     """
     with torch.random.fork_rng(devices=[]):
         if seed is not None:

@@ -298,7 +298,7 @@ def test_import_checks_before_torch_is_loaded(tmp_path):
     )
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith(
-        'ImportError: mmefficientmod cannot run here, having found torch '
+        'ImportError: mmefficientmod cannot run, since it found torch '
         '1.13.1, which is too old (accepted: >=2.'
     )
 

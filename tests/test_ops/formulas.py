@@ -57,7 +57,7 @@ def bilinear(image: list[list[float]], y: float, x: float) -> float:
 
 
 def clamped_bilinear(image: list[list[float]], y: float, x: float) -> float:
-    """Interpolated value; the border is repeated for a pixel, then 0."""
+    """Interpolated value; up to a pixel outside that of the border, then 0."""
     height, width = len(image), len(image[0])
     if not (-1 <= y <= height and -1 <= x <= width):
         return 0.0

@@ -164,7 +164,8 @@ def test_offsets_of_taps_one_pixel_outside_have_no_gradient() -> None:
         **options,
     )
     grads = grads.view(3, 3, 2, 4, 4)
-    # Kernel row 0 at output row 0 reads row -1 of the image; so for columns.
+    # Kernel row 0 at output row 0 reads row -1 of the image, and kernel column
+    # 0 at output column 0 reads column -1.
     assert not grads[0, :, :, 0, :].any()
     assert not grads[:, 0, :, :, 0].any()
     assert grads[1:, 1:, :, :3, :3].all()

@@ -136,7 +136,7 @@ WRONG = {
     'roi_align: pooled': lambda: kernels.roi_align_forward(
         IMAGE, ROI, IMAGE, *ALIGN
     ),
-    'roi_align: RoIs of images 3': lambda: kernels.roi_align_forward(
+    'roi_align: RoIs name images 3': lambda: kernels.roi_align_forward(
         IMAGE, ROI + 3, POOLED, *ALIGN
     ),
     'roi_align: each RoI': lambda: kernels.roi_align_forward(

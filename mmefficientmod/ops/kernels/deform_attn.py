@@ -67,7 +67,8 @@ def _attention_levels(
         and attention.shape == locations.shape[:-1],
         op,
         'needs value (N, keys, heads, depth), locations (N, queries, heads, '
-        'levels, points, 2) and weights without the last dimension, got '
+        'levels, points, 2) and weights (N, queries, heads, levels, points), '
+        'got '
         f'{tuple(value.shape)}, {tuple(locations.shape)} and '
         f'{tuple(attention.shape)}',
     )
@@ -75,8 +76,8 @@ def _attention_levels(
     check(
         len(shapes) == len(starts) == locations.shape[3],
         op,
-        f'{len(shapes)} sizes, {len(starts)} starts and locations for '
-        f'{locations.shape[3]} levels',
+        f'got sizes of {len(shapes)} levels, first keys of {len(starts)} and '
+        f'locations of {locations.shape[3]}',
     )
     check(
         all(

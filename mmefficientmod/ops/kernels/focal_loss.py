@@ -111,7 +111,10 @@ def sigmoid_focal_loss_backward(
 def _softmax_focal_terms(
     softmax: Tensor, target: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax, and probability and weight (0: ignored) of each target."""
+    """The softmax, and the probability and weight of each row's target.
+
+    The weight of an ignored target is 0.
+    """
     op = 'softmax_focal_loss'
     _check_focal(op, softmax, target, weight)
     softmax, weight = same_float(op, softmax, weight)
@@ -119,7 +122,8 @@ def _softmax_focal_terms(
         check(
             int(target.max()) < softmax.shape[1],
             op,
-            f'target {int(target.max())} with {softmax.shape[1]} classes',
+            f'target {int(target.max())} is no class; they are 0 to '
+            f'{softmax.shape[1] - 1}',
         )
     label = target.clamp(min=0)
     p = softmax.gather(1, label[:, None])[:, 0]

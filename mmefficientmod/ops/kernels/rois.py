@@ -29,8 +29,8 @@ def _check_rois(
         check(
             low >= 0 and high < len(images),
             op,
-            f'RoIs of images {int(low)} to {int(high)} in a batch of '
-            f'{len(images)}',
+            f'RoIs name images {int(low)} to {int(high)}, but the batch has '
+            f'0 to {len(images) - 1}',
         )
 
 
