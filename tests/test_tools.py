@@ -575,3 +575,23 @@ def test_unknown_option_is_refused(tool, name):
     with pytest.raises(SystemExit) as stop:
         tool(name).main([CONFIG, '--no-such-flag'])
     assert stop.value.code == 2
+
+
+def test_table_of_distillation_has_the_epochs_of_all_runs(
+    tool, tmp_path, capsys
+):
+    """A kept run may have been evaluated after other epochs."""
+    kept = dict(teacher=(4, 8), plain_0=(2, 4, 6, 8), distilled_0=(4, 8))
+    for name, epochs in kept.items():
+        folder = tmp_path / name / 'run/vis_data'
+        folder.mkdir(parents=True)
+        lines = [
+            json.dumps({'step': epoch, 'accuracy/top1': 10 * epoch})
+            for epoch in epochs
+        ]
+        (folder / 'scalars.json').write_text('\n'.join(lines))
+        (tmp_path / name / 'last_checkpoint').touch()
+    tool('dev/distill').main(['--seeds', '0', '--work-dir', str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert '| top-1 after epoch | 4 | 8 |' in printed
+    assert '| plain, mean | 40.0 | 80.0 |' in printed

@@ -34,8 +34,6 @@ EMA_KEYS = ('state_dict_ema', 'model_ema')
 MMENGINE_STATE = (
     'collections.Counter',
     'mmengine.logging.history_buffer.HistoryBuffer',
-    'builtins.getattr',
-    '__builtin__.getattr',
     '_codecs.encode',
     *(
         f'numpy.{core}.multiarray.{name}'
@@ -45,6 +43,8 @@ MMENGINE_STATE = (
     'numpy.ndarray',
     'numpy.dtype',
 )
+# How a pickle finds the methods that the training log refers to.
+GETATTR = ('builtins.getattr', '__builtin__.getattr')
 
 
 class CheckpointError(RuntimeError):
@@ -171,12 +171,23 @@ class _Blank:
         pass
 
 
+def _blank_method(owner: object, name: str) -> _Blank:
+    """Placeholder for a method of a class that is a placeholder.
+
+    All else is refused: with ``getattr``, a file finds any function, and
+    MMEngine reads some files after this module.
+    """
+    if owner is not _Blank or name.startswith('_'):
+        raise pickle.UnpicklingError('Unsupported class builtins.getattr')
+    return _Blank()
+
+
 class _AllowListUnpickler(pickle.Unpickler):
     """Unpickles objects of an allow list, and refuses all others.
 
     Allowed are the names of PyTorch's weights-only reader and
-    ``argparse.Namespace``. The other names of :data:`MMENGINE_STATE` give
-    placeholders.
+    ``argparse.Namespace``. The other names of :data:`MMENGINE_STATE`, and
+    methods of these classes, give placeholders.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -184,6 +195,7 @@ class _AllowListUnpickler(pickle.Unpickler):
 
         allowed = {
             **dict.fromkeys(MMENGINE_STATE, _Blank),
+            **dict.fromkeys(GETATTR, _blank_method),
             'argparse.Namespace': argparse.Namespace,
             **_get_allowed_globals(),
         }

@@ -198,6 +198,21 @@ def test_code_in_a_file_is_not_run(tmp_path, official, namespace, monkeypatch):
     build(tmp_path / 'weights.pth')
 
 
+class Finder:
+    """Unpickling it finds all functions of Python, but calls none."""
+
+    def __reduce__(self):
+        return getattr, (getattr, '__self__')
+
+
+def test_file_that_finds_functions_is_refused(tmp_path):
+    torch.save({'meta': Finder()}, tmp_path / 'c.pth')
+    with pytest.raises(
+        CheckpointError, match=r'weights \(builtins\.getattr\)'
+    ):
+        read_checkpoint(str(tmp_path / 'c.pth'))
+
+
 def test_remedy_for_a_url_loads_the_downloaded_file(tmp_path, monkeypatch):
     torch.save({'meta': Evil('trap')}, tmp_path / 'c.pth')
     monkeypatch.setattr(

@@ -2,7 +2,8 @@
 
 First trains the teacher, EfficientMod-s. Then trains EfficientMod-xxs twice
 for each seed, with the plain config and with the distilled one, and prints the
-top-1 accuracies. Finished runs are kept, so that more seeds can be added.
+top-1 accuracies. Finished runs are kept, so that more seeds can be added; the
+table has the epochs after which every run was evaluated.
 
     python tools/dev/distill.py --seeds 0 1 2
 """
@@ -16,6 +17,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from mmefficientmod.benchmark.tables import markdown_table
 
 TRAIN = Path(__file__).parents[1] / 'train.py'
 CONFIG = 'mmefficientmod::cls/efficientmod_{}_in1k.py'
@@ -45,13 +48,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             name = f'{variant}, seed {seed}'
             folder = root / f'{variant}_{seed}'
             curves[name] = train(config, folder, args.every, options)
+    epochs = sorted(set.intersection(*map(set, curves.values())))
     for variant in VARIANTS:
         runs = [c for name, c in curves.items() if name.startswith(variant)]
         curves[f'{variant}, mean'] = {
             epoch: statistics.mean(run[epoch] for run in runs)
-            for epoch in runs[0]
+            for epoch in epochs
         }
-    print(table(curves))
+    print(table(curves, epochs))
 
 
 def train(
@@ -85,22 +89,19 @@ def train(
     }
 
 
-def table(curves: dict[str, dict[int, float]]) -> str:
+def table(curves: dict[str, dict[int, float]], epochs: Sequence[int]) -> str:
     """A Markdown table with a row for each run and a column for each epoch.
 
     Args:
         curves: Top-1 accuracy by epoch, for each run.
+        epochs: Epochs that all runs have.
     """
-    epochs = list(next(iter(curves.values())))
+    titles = ['top-1 after epoch', *map(str, epochs)]
     rows = [
-        ['top-1 after epoch', *map(str, epochs)],
-        ['---', *['---'] * len(epochs)],
-        *(
-            [name, *(f'{c[e]:.1f}' for e in epochs)]
-            for name, c in curves.items()
-        ),
+        [name, *(f'{curve[epoch]:.1f}' for epoch in epochs)]
+        for name, curve in curves.items()
     ]
-    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+    return markdown_table([titles, *rows])
 
 
 if __name__ == '__main__':
