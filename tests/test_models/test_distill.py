@@ -409,7 +409,7 @@ def test_teacher_moves_to_the_device_of_the_images(resnet, student):
         (dict(model=classifier(), checkpoint='no.pth'), CheckpointError,
          'no.pth does not exist'),
         (dict(model=classifier(), checkpoint='FILE'), CheckpointError,
-         'does not fit ImageClassifier: it lacks backbone'),
+         'does not fit ImageClassifier: the file lacks backbone'),
         (dict(model={}, checkpoint='FILE'), ConfigError, 'no model with a'),
         (dict(model=classifier(head=None), checkpoint='random'), ConfigError,
          r'gives no logits \(N, classes\), but tuple'),
