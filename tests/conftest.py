@@ -1,6 +1,7 @@
 """What the tests share."""
 
 import functools
+import gc
 import importlib.util
 import sys
 import weakref
@@ -59,6 +60,41 @@ def metafiles_read_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(utils, 'load', functools.cache(utils.load))
         yield
+
+
+@pytest.fixture(scope='session', autouse=True)
+def configs_formatted_once():
+    """MMEngine formats the config of a run four times.
+
+    This takes longer than the few steps of a run in the tests. The result
+    depends on the text alone.
+    """
+    from mmengine.config import config
+    from yapf.yapflib import yapf_api
+
+    formatted = {}
+
+    def format_once(text, format_code=yapf_api.FormatCode, **options):
+        key = text, repr(options)
+        if key not in formatted:
+            formatted[key] = format_code(text, **options)
+        return formatted[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yapf_api, 'FormatCode', format_once)
+        patch.setattr(config, 'FormatCode', format_once, raising=False)
+        yield
+
+
+@pytest.fixture(scope='module', autouse=True)
+def imported_modules_are_no_garbage():
+    """The garbage collector need not look at imported modules again.
+
+    Each data set of MMEngine calls the collector, which took half a second
+    with all toolboxes imported.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
