@@ -1,6 +1,7 @@
 """Two processes on CPUs give the results of one with the joined batch."""
 
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -35,6 +36,8 @@ SEG = 'mmefficientmod::seg/fpn_efficientmod_xxs_ade20k.py'
 DET = 'mmefficientmod::det/mask_rcnn_efficientmod_xxs_fpn_1x_coco.py'
 CLS = 'mmefficientmod::cls/efficientmod_xxs_in1k.py'
 DISTILLED = 'mmefficientmod::cls/efficientmod_xxs_distill_in1k.py'
+# What the processes of a test import, which takes longer than what they do.
+PRELOADED = ['mmefficientmod.engine.runner', 'mmpretrain.models', 'pytest']
 pytestmark = pytest.mark.skipif(
     get_device() != 'cpu', reason='there is a GPU, which MMEngine would take'
 )
@@ -66,6 +69,18 @@ def images():
     )
 
 
+def in_two_processes(function, *args):
+    """Call ``function(rank, *args)`` in two processes.
+
+    They are forked from a server, which has imported what they need and runs
+    no threads.
+    """
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    torch.multiprocessing.start_processes(
+        function, args, nprocs=2, start_method='forkserver'
+    )
+
+
 def run_backward(rank, folder, reparam=None):
     os.environ['GLOO_SOCKET_IFNAME'] = 'lo'
     torch.distributed.init_process_group(
@@ -88,7 +103,7 @@ def gradients_and_buffers(model):
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path):
-    torch.multiprocessing.spawn(run_backward, (str(tmp_path),), nprocs=2)
+    in_two_processes(run_backward, str(tmp_path))
     model = Segmentor().train()
     model.neck[1].eval()
     loss_of(model, images()).backward()
@@ -101,7 +116,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
 def test_branches_keep_statistics_of_each_process_and_average_gradients(
     tmp_path,
 ):
-    torch.multiprocessing.spawn(run_backward, (str(tmp_path), True), nprocs=2)
+    in_two_processes(run_backward, str(tmp_path), True)
     halves = []
     for half in images().split(2):
         model = Segmentor(reparam=True).train()
@@ -204,7 +219,7 @@ def test_two_processes_of_a_real_run_give_the_gradients_of_one(
     mini_place, config, options
 ):
     args = (config, options, str(mini_place), free_port())
-    torch.multiprocessing.spawn(gradients, (2, *args), nprocs=2)
+    in_two_processes(gradients, 2, *args)
     gradients(0, 1, *args)
     one, *two = (
         torch.load(name, weights_only=True)
