@@ -37,7 +37,7 @@ DET = 'mmefficientmod::det/mask_rcnn_efficientmod_xxs_fpn_1x_coco.py'
 CLS = 'mmefficientmod::cls/efficientmod_xxs_in1k.py'
 DISTILLED = 'mmefficientmod::cls/efficientmod_xxs_distill_in1k.py'
 # What the processes of a test import, which takes longer than what they do.
-PRELOADED = ['mmefficientmod.engine.runner', 'mmpretrain.models', 'pytest']
+PRELOADED = ['mmefficientmod.engine.runner', 'mmseg.models', 'pytest']
 pytestmark = pytest.mark.skipif(
     get_device() != 'cpu', reason='there is a GPU, which MMEngine would take'
 )
