@@ -28,7 +28,7 @@ def machine(device: torch.device) -> dict[str, str]:
         ``python`` and ``mmefficientmod``, then the name and version of each
         installed library that matters.
     """
-    found = dict(cpu=_cpu_name(), cores=str(os.cpu_count()))
+    found = dict(cpu=cpu_name(), cores=str(os.cpu_count()))
     if device.type == 'cuda':
         found['gpu'] = torch.cuda.get_device_name(device)
         found['cuda'] = str(torch.version.cuda)
@@ -55,7 +55,7 @@ def bug_report() -> str:
         'Stack': f'{stack}: {list_versions(packages)}',
         'mmcv ops': _mmcv_ops(),
         'Libraries': list_versions(_library_versions()) or 'none',
-        'CPU': f'{_cpu_name()}, {os.cpu_count()} cores',
+        'CPU': f'{cpu_name()}, {os.cpu_count()} cores',
         'GPU': _gpus(),
     }
     return '\n'.join(f'{name}: {value}' for name, value in lines.items())
@@ -81,7 +81,8 @@ def _mmcv_ops() -> str:
     return 'compiled'
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The name of the processor, ``'unknown'`` if the system has none."""
     cpuinfo = Path('/proc/cpuinfo')
     if cpuinfo.is_file():
         for line in cpuinfo.read_text().splitlines():

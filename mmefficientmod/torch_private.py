@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.modules import module as _module
 
@@ -23,11 +25,16 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 __all__ = [
     'BatchNorm',
     'FSDP_WRAPPED_MODULE',
+    'HAS_ONEDNN_LINEAR',
     'graph_breaks',
+    'has_dispatch_modes',
     'has_global_hooks',
+    'is_autocast_to_cpu',
     'is_compiling',
+    'is_onednn_enabled',
     'is_transformed',
     'limit_compilations',
+    'onednn_linear',
 ]
 
 # FSDP inserts this name into the names of parameters. The constant in torch
@@ -89,3 +96,62 @@ def graph_breaks() -> int:
     import torch._dynamo.utils
 
     return sum(torch._dynamo.utils.counters['graph_break'].values())
+
+
+def is_autocast_to_cpu() -> bool:
+    """Whether autocast is on for the CPU.
+
+    torch 2.1 has another function for it, of which newer versions warn.
+    """
+    if hasattr(torch, 'get_autocast_dtype'):
+        return torch.is_autocast_enabled('cpu')
+    return torch.is_autocast_cpu_enabled()
+
+
+def has_dispatch_modes() -> bool:
+    """Whether a ``TorchDispatchMode`` sees all operations of PyTorch."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def _find_onednn_linear() -> Any:
+    schema = (
+        'mkldnn::_linear_pointwise(Tensor X, Tensor W, Tensor? B, str attr, '
+    )
+    if not torch.backends.mkldnn.is_available():
+        return None
+    try:
+        operation = torch.ops.mkldnn._linear_pointwise.default
+    except AttributeError:
+        return None
+    return operation if str(operation._schema).startswith(schema) else None
+
+
+_onednn_linear = _find_onednn_linear()
+HAS_ONEDNN_LINEAR = _onednn_linear is not None
+
+
+def is_onednn_enabled() -> bool:
+    """``torch.backends.mkldnn.enabled``, in a tenth of the time."""
+    return torch._C._get_mkldnn_enabled()
+
+
+def onednn_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False
+) -> Tensor:
+    """A linear layer by oneDNN, if there is one, see HAS_ONEDNN_LINEAR.
+
+    PyTorch's compiler inserts this operation; it has no public name and no
+    gradient.
+
+    Args:
+        x: ``(..., K)``, float32 on a CPU.
+        weight: ``(N, K)``, with any strides, such as a transposed view.
+        bias: ``(N,)``, or None.
+        gelu: Whether to apply the exact GELU to the output. Default: False.
+
+    Returns:
+        ``(..., N)``.
+    """
+    if gelu:
+        return _onednn_linear(x, weight, bias, 'gelu', [], 'none')
+    return _onednn_linear(x, weight, bias, 'none', [], '')

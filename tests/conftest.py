@@ -12,6 +12,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(scope='session', autouse=True)
+def own_cache_folder(tmp_path_factory):
+    """The choices of matmul are not kept among those of the user."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp('cache')
+        patch.setenv('XDG_CACHE_HOME', str(folder))
+        yield
+
+
 @pytest.fixture(scope='session')
 def tool():
     """Import a command line of ``tools/`` by its name."""

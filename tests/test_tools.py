@@ -19,6 +19,7 @@ from mmefficientmod import EfficientMod, cli
 from mmefficientmod.apis.inference import build_inferencer, draw_predictions
 from mmefficientmod.datasets import DataError
 from mmefficientmod.models.backbones import efficientmod
+from mmefficientmod.models.layers import matmul
 
 CONFIG = 'mmefficientmod::seg/fpn_efficientmod_xxs_ade20k.py'
 # Two steps of two images, and validation on what there is.
@@ -324,6 +325,35 @@ def test_deploy_keeps_the_metrics(checkpoint, tool, capsys):
     folded = tool('test').main([CONFIG, checkpoint, '--mini', '--deploy'])
     assert 'folded for inference: backbone\n' in capsys.readouterr().out
     assert folded == pytest.approx(plain, abs=0.05)
+
+
+def test_library_of_products_keeps_the_metrics(
+    checkpoint, tool, workplace, capsys
+):
+    image = str(next(workplace.glob('data/mini/ade*/images/*/*.jpg')))
+    found = []
+    for options in (
+        ['--matmul', 'pytorch'],
+        ['--matmul', 'onednn'],
+        ['--matmul', 'onednn', '--fast-linear'],
+    ):
+        argv = [CONFIG, checkpoint, '--mini', *options]
+        try:
+            found.append(tool('test').main(argv))
+            drawn = tool('predict').main(
+                [CONFIG, checkpoint, image, '--device', 'cpu', *options]
+            )
+        finally:
+            matmul.use_library(None)
+        assert drawn
+        text = capsys.readouterr().out
+        assert 'matrix products on the CPU: oneDNN for ' in text
+        # Those of the neck and the head.
+        assert ('--fast-linear: 5 linear layers' in text) == (
+            '--fast-linear' in options
+        )
+    assert found[1] == pytest.approx(found[0], abs=0.05)
+    assert found[2] == pytest.approx(found[0], abs=0.05)
 
 
 @pytest.mark.parametrize('named', [True, False])

@@ -56,6 +56,7 @@ from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.toolbox import input_size
 from mmefficientmod.environment import machine
+from mmefficientmod.models.layers import matmul
 from mmefficientmod.swap.names import BACKBONES
 
 # Largest relative difference in fp32 of outputs that should be equal.
@@ -132,6 +133,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action='store_true',
         help='fold models for inference, if they have switch_to_deploy()',
     )
+    cli.add_matmul_argument(parser)
+    cli.add_fast_linear_argument(parser)
     parser.add_argument(
         '--breakdown',
         action='store_true',
@@ -153,6 +156,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> list[Result]:
     args = parse_args(argv)
+    matmul.use_library(args.matmul)
     with _warnings_only(MMLogger.get_current_instance()):
         return run(args)
 
@@ -193,9 +197,11 @@ def run(args: argparse.Namespace) -> list[Result]:
         baselines=find_baselines(args, specs),
         deploy=args.deploy,
         breakdown=args.breakdown,
+        fast_linear=args.fast_linear,
     )
     folder = Path(args.out) if args.out else None
-    results = Results(folder, args.fresh, machine(settings.device))
+    setup = machine(settings.device) | dict(matmul=matmul.library())
+    results = Results(folder, args.fresh, setup)
     console = Console()
     print_prose(console, describe(results.machine))
     shown: list[Result] = []

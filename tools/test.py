@@ -32,6 +32,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action='store_true',
         help='fold the model for inference before the test',
     )
+    cli.add_fast_linear_argument(parser)
     parser.add_argument(
         '--out',
         metavar='DIR',
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         modes.use_tta(cfg, args.config)
     if args.deploy:
         add_hook(cfg, type='mmefficientmod.SwitchToDeployHook')
+    if args.fast_linear:
+        add_hook(cfg, type='mmefficientmod.FastLinearHook')
     with cli.remove_if_failed(cfg.work_dir):
         runner = build_runner(cfg)
         if args.out:

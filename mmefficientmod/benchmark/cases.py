@@ -67,6 +67,8 @@ class Settings:
             False.
         breakdown: Whether the kinds of blocks of EfficientMod are timed as
             well. Default: False.
+        fast_linear: Whether all models choose the library of their linear
+            layers and 1x1 convolutions. Default: False.
     """
 
     device: torch.device
@@ -74,3 +76,4 @@ class Settings:
     baselines: Sequence[str]
     deploy: bool = False
     breakdown: bool = False
+    fast_linear: bool = False

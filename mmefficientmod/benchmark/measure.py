@@ -24,6 +24,7 @@ from mmefficientmod.benchmark.workloads import Workload, prepare
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.messages import REASON_LENGTH, shorten
 from mmefficientmod.models.layers.deploy import switch_to_deploy
+from mmefficientmod.models.layers.fast_linear import use_fast_linear
 from mmefficientmod.torch_private import graph_breaks, limit_compilations
 
 # In each round, a fast model is run several times, for about this long.
@@ -41,7 +42,7 @@ class _ReadyModel:
     outputs: list[Tensor]  # as the case gives them
     reference: list[Tensor]  # of the eager model before it was folded
     weights: str | None  # see weights_key
-    altered: bool  # compiled, exported or folded
+    altered: bool  # compiled, exported, folded or with faster layers
 
 
 def measure_case(
@@ -159,6 +160,8 @@ def _make_ready(
     weights = weights_key(getattr(model, 'backbone', model))
     folded = settings.deploy and bool(switch_to_deploy(model))
     _count(model, case, row)
+    if settings.fast_linear:
+        use_fast_linear(model)
     if settings.breakdown and case.mode == 'infer':
         row.breakdown = time_blocks(model, case, image, settings.rounds)
     work = prepare(model, case, image)
@@ -177,7 +180,7 @@ def _make_ready(
         outputs=[] if spec.whole else _outputs(work),
         reference=reference,
         weights=weights,
-        altered=folded or case != case.eager,
+        altered=folded or settings.fast_linear or case != case.eager,
     )
 
 

@@ -60,6 +60,7 @@ def _write_csv(results: Results, path: Path) -> None:
                 'device': result.device,
                 'within': result.within,
                 'deploy': result.deploy,
+                'fast_linear': result.fast_linear,
             }
             for values in result_values(result):
                 row = setup | values | results.machine

@@ -113,6 +113,8 @@ class Result:
             config; None for backbones alone and configs.
         deploy: Whether the models were folded for inference.
         breakdown: Whether kinds of blocks were timed.
+        fast_linear: Whether all models chose the library of their linear
+            layers.
         baselines: Names of the models that the others are compared with.
         rounds: Number of rounds that were asked for.
         sources: For each model, the hash of its code.
@@ -125,6 +127,7 @@ class Result:
     within: str | None
     deploy: bool
     breakdown: bool
+    fast_linear: bool
     baselines: list[str]
     rounds: int
     sources: dict[str, str]
@@ -146,6 +149,7 @@ class Result:
             within,
             settings.deploy,
             settings.breakdown,
+            settings.fast_linear,
             list(settings.baselines),
             settings.rounds,
             {spec.name: spec.source for spec in specs},
@@ -166,8 +170,14 @@ class Result:
     def title(self) -> str:
         """The case, the device and what was done to the models."""
         within = f', within {self.within}' if self.within else ''
+        return f'{self.case}, {self.device}{within}{self.alterations}'
+
+    @property
+    def alterations(self) -> str:
+        """What was done to the models before they were measured."""
         deploy = ', deployed' if self.deploy else ''
-        return f'{self.case}, {self.device}{within}{deploy}'
+        fast = ', fast linear layers' if self.fast_linear else ''
+        return deploy + fast
 
     @property
     def rounds_run(self) -> int:

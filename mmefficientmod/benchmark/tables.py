@@ -203,7 +203,7 @@ def overview(results: Sequence[Result]) -> list[list[str]]:
     """
     fixed = [c for c in COLUMNS if c.key in CASE_INDEPENDENT]
     memory = [c for c in COLUMNS if c.key in ('peak_mb', 'saved_mb')]
-    titles = [f'{r.case}{", deployed" * r.deploy}' for r in results]
+    titles = [f'{r.case}{r.alterations}' for r in results]
     titles = [
         f'{title} ({titles[: i + 1].count(title)})'
         if titles.count(title) > 1

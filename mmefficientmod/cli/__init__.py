@@ -1,6 +1,8 @@
 """What the command lines in ``tools/`` share."""
 
 from mmefficientmod.cli.arguments import (
+    add_fast_linear_argument,
+    add_matmul_argument,
     add_run_arguments,
     config_arguments,
     load_chosen_config,
@@ -11,6 +13,8 @@ from mmefficientmod.cli.errors import user_message
 from mmefficientmod.cli.main import remove_if_failed, run
 
 __all__ = [
+    'add_fast_linear_argument',
+    'add_matmul_argument',
     'add_run_arguments',
     'config_arguments',
     'load_chosen_config',

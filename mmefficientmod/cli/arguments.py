@@ -16,6 +16,7 @@ from mmefficientmod.config.options import apply_options
 from mmefficientmod.config.toolbox import import_toolbox
 from mmefficientmod.datasets import apply_mini
 from mmefficientmod.engine import distributed
+from mmefficientmod.models.layers import matmul
 from mmefficientmod.swap.backbone import swap_backbone
 from mmefficientmod.swap.names import BACKBONES, backbone_name
 
@@ -39,6 +40,35 @@ def tool_parser(
     """
     return argparse.ArgumentParser(
         description=description, parents=[COMMON], **kwargs
+    )
+
+
+def add_matmul_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--matmul``, the argument of ``matmul.use_library``.
+
+    Args:
+        parser: The parser.
+    """
+    parser.add_argument(
+        '--matmul',
+        choices=matmul.LIBRARIES,
+        help='library for float32 matrix products of EfficientMod on a CPU: '
+        "the faster one, PyTorch's own (mostly MKL) or oneDNN (default: the "
+        f'variable {matmul.VARIABLE}, or auto)',
+    )
+
+
+def add_fast_linear_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--fast-linear``.
+
+    Args:
+        parser: The parser.
+    """
+    parser.add_argument(
+        '--fast-linear',
+        action='store_true',
+        help='on a CPU, choose the library for the linear layers and 1x1 '
+        'convolutions of the whole model, not of EfficientMod alone',
     )
 
 
@@ -93,6 +123,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--amp', action='store_true', help='mixed precision, on a GPU'
     )
+    add_matmul_argument(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -141,6 +172,7 @@ def load_run_config(args: argparse.Namespace) -> Config:
         ConfigError: If the config does not exist, an option does not fit it,
             or ``--amp`` or ``--launcher`` need a GPU that is not there.
     """
+    matmul.use_library(args.matmul)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     distributed.start(args.launcher)
     cfg = load_chosen_config(args)

@@ -6,6 +6,7 @@ The hook that seeds each step is in :mod:`mmefficientmod.engine.seeding`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook
@@ -17,7 +18,9 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from mmefficientmod.checkpoint.loading import load_whole
 from mmefficientmod.checkpoint.reading import CheckpointError
 from mmefficientmod.config.nodes import add_hook
+from mmefficientmod.models.layers import matmul
 from mmefficientmod.models.layers.deploy import switch_to_deploy
+from mmefficientmod.models.layers.fast_linear import use_fast_linear
 from mmefficientmod.registry import HOOKS
 
 
@@ -112,3 +115,51 @@ class SwitchToDeployHook(Hook):
             if names
             else 'nothing of this model can be folded for inference'
         )
+
+
+@HOOKS.register_module()
+class FastLinearHook(Hook):
+    """Lets the whole model use the faster library for its products in a test.
+
+    ``custom_hooks = [dict(type='mmefficientmod.FastLinearHook')]``; see
+    :func:`mmefficientmod.models.layers.fast_linear.use_fast_linear`.
+    """
+
+    priority = 'VERY_LOW'  # after the model may have been folded
+
+    def before_test(self, runner: Runner) -> None:
+        """Change the layers, and log their number."""
+        count = use_fast_linear(runner.model)
+        runner.logger.info(
+            f'--fast-linear: {count} linear layers and 1x1 convolutions '
+            'beside those of EfficientMod choose their library'
+        )
+
+
+@HOOKS.register_module()
+class MatmulLogHook(Hook):
+    """Logs which library computes matrix products on the CPU.
+
+    The runners of the tools register it themselves. The line comes after the
+    first iteration of a training, and after a test.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Remember the first iteration, which is not 0 in a resumed run."""
+        self._first = runner.iter
+
+    def after_train_iter(
+        self, runner: Runner, *args: Any, **kwargs: Any
+    ) -> None:
+        """Log the line after the first iteration."""
+        if runner.iter == self._first:
+            self._log(runner)
+
+    def after_test(self, runner: Runner) -> None:
+        """Log the line."""
+        self._log(runner)
+
+    def _log(self, runner: Runner) -> None:
+        line = matmul.summary()
+        if line:
+            runner.logger.info(line)

@@ -26,6 +26,7 @@ from mmefficientmod.config.schedule import adapt_auto_scale_lr
 from mmefficientmod.datasets import name_file_on_error
 from mmefficientmod.engine import distributed
 from mmefficientmod.engine.console import show_progress
+from mmefficientmod.engine.hooks import MatmulLogHook
 from mmefficientmod.engine.resume import resume_as_before
 from mmefficientmod.engine.seeding import SeedStepHook, seed_samples
 
@@ -64,10 +65,11 @@ class RunnerMixin:
         return loader
 
     def register_hooks(self, *args: Any, **kwargs: Any) -> None:
-        """Register the hooks of the config, and the one that seeds steps."""
+        """Register the hooks of the config, and those of every run."""
         # The runner that this mixin is combined with has both methods.
         super().register_hooks(*args, **kwargs)  # type: ignore[misc]
-        self.register_hook(SeedStepHook())  # type: ignore[attr-defined]
+        for hook in SeedStepHook(), MatmulLogHook():
+            self.register_hook(hook)  # type: ignore[attr-defined]
 
 
 class ToolRunner(RunnerMixin, Runner):

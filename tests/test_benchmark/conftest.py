@@ -53,8 +53,8 @@ def make_result(case):
     def make(rows, **changes):
         settings = dict(
             case=case, device='cpu', within=None, deploy=False,
-            breakdown=False, baselines=[rows[0].model], rounds=1, sources={},
-            finished=True,
+            breakdown=False, fast_linear=False, baselines=[rows[0].model],
+            rounds=1, sources={}, finished=True,
         )  # fmt: skip
         return Result(**settings | changes, rows=rows)
 

@@ -13,6 +13,7 @@ from mmefficientmod.benchmark.breakdown import BLOCK_KINDS
 from mmefficientmod.benchmark.measure import measure_case
 from mmefficientmod.benchmark.model_specs import find_model_specs
 from mmefficientmod.benchmark.results import Result
+from mmefficientmod.models.layers import matmul
 
 
 def test_baseline_is_the_one_with_the_same_weights(
@@ -111,6 +112,20 @@ def test_deployed_models_are_compared_with_themselves(run_benchmark):
         run_benchmark('own.py:Tiny', 'own.py:Misfolded', *argv)
     message = str(stop.value.code)
     assert 'own.py:Misfolded differs from own.py:Misfolded by' in message
+
+
+def test_fast_linear_layers_are_compared_with_pytorchs(run_benchmark):
+    argv = ['--fast-linear', '--matmul', 'onednn', '--inputs', '1x32']
+    try:
+        (result,) = run_benchmark('resnet18', 'pvt_v2_b0', *argv)
+    finally:
+        matmul.use_library(None)
+    assert result.title.endswith(', fast linear layers')
+    for row in result.rows:
+        assert row.error is None
+        assert row.compared_with == row.model
+        assert row.difference < 1e-4
+    assert result.rows[1].difference > 0
 
 
 def test_deployed_model_has_the_weights_of_the_authors_model(run_benchmark):

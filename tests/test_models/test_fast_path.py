@@ -23,7 +23,7 @@ from mmefficientmod.models.backbones.efficientmod import (
     MBConvBlock,
     ModulationBlock,
 )
-from mmefficientmod.models.layers import fast_path
+from mmefficientmod.models.layers import fast_path, matmul
 from mmefficientmod.models.layers.depthwise import depthwise_conv
 from mmefficientmod.models.layers.fast_path import FastPath
 from mmefficientmod.models.layers.memory_efficient import (
@@ -245,12 +245,11 @@ def test_large_images_run_in_chunks(monkeypatch, deployed, autocast):
     x = torch.randn(2, 5, 7, 4)
     rows = []
 
-    def linear(x, weight, bias=None, linear=F.linear):
-        if len(weight) == 8:
-            rows.append(x.shape[:-1].numel())
-        return linear(x, weight, bias)
+    def linear_gelu(*args, linear_gelu=matmul.linear_gelu):
+        rows.append(args[0].shape[:-1].numel())
+        return linear_gelu(*args)
 
-    monkeypatch.setattr(F, 'linear', linear)
+    monkeypatch.setattr(matmul, 'linear_gelu', linear_gelu)
     outs = []
     for chunk_bytes in fast_path.CHUNK_BYTES, 160:
         monkeypatch.setattr(fast_path, 'CHUNK_BYTES', chunk_bytes)

@@ -30,9 +30,12 @@ from mmefficientmod.models.layers.depthwise import depthwise_conv
 from mmefficientmod.models.layers.layout import to_nchw_view, to_nhwc
 from mmefficientmod.models.layers.memory_efficient import (
     add_scaled,
-    gelu,
     gelu_linear,
+    linear,
+    linear_gelu,
     norm_linear,
+    norm_linear_gelu,
+    norm_mlp,
     product_linear,
 )
 from mmefficientmod.models.layers.plain import has_hooks, is_plain
@@ -177,31 +180,36 @@ def modulation_block(block: Any, x: Tensor) -> Tensor:
         ``(N, H, W, C)``.
     """
     mlp = block.mlp
-
-    def product(
-        value: Tensor, context: Tensor, residual: Tensor | None
-    ) -> Tensor:
-        activate = mlp.expand_ratio > 1
-        return product_linear(
-            value, context, mlp.fc2, activate, block.gamma, residual
-        )
-
+    activate = mlp.expand_ratio > 1
     residual = None if _drops_paths(block) else x
     if torch.is_grad_enabled():
         # f and fc1 read the same input, but one matrix product for both is
         # slower on a CPU: its two halves are not contiguous, which the
         # convolution and the GELU pay for.
         y, value = norm_linear(x, block.norm, mlp.context.f, mlp.fc1)
-        out = product(value, _context(mlp.context, y), residual)
-    else:
-        y = block.norm(x)
-        out = in_chunks(
-            lambda y, *others: product(mlp.fc1(y), *others),
-            y,
-            _context(mlp.context, mlp.context.f(y)),
-            residual,
-            width=mlp.fc1.out_features,
+        context = _context(mlp.context, y)
+        out = product_linear(
+            value, context, mlp.fc2, activate, block.gamma, residual
         )
+    else:
+        expand = linear_gelu if activate else linear
+
+        def product(
+            y: Tensor, context: Tensor, residual: Tensor | None
+        ) -> Tensor:
+            return product_linear(
+                expand(y, mlp.fc1),
+                context,
+                mlp.fc2,
+                False,
+                block.gamma,
+                residual,
+            )
+
+        y = block.norm(x)
+        context = _context(mlp.context, linear(y, mlp.context.f))
+        width = mlp.fc1.out_features
+        out = in_chunks(product, y, context, residual, width=width)
     return out if residual is x else x + block.drop_path(out)
 
 
@@ -236,8 +244,8 @@ def mbconv_block(block: Any, x: Tensor) -> Tensor:
     """
     mlp = block.mlp
     residual = None if _drops_paths(block) else x
-    (y,) = norm_linear(x, block.norm, mlp.fc1)
-    y = to_nhwc(depthwise_conv(to_nchw_view(gelu(y)), mlp.conv))
+    y = norm_linear_gelu(x, block.norm, mlp.fc1)
+    y = to_nhwc(depthwise_conv(to_nchw_view(y), mlp.conv))
     out = add_scaled(gelu_linear(y, mlp.fc2), residual, block.gamma)
     return out if residual is x else x + block.drop_path(out)
 
@@ -255,15 +263,17 @@ def attention_block(block: Any, x: Tensor) -> Tensor:
     attn, mlp, shape = block.attn, block.mlp, x.shape
     x = x.flatten(1, 2)  # (N, L, C)
     (y,) = norm_linear(x, block.norm1, attn.qkv)
-    x = x + block.drop_path(attn.proj(self_attention(y, attn.head_dim)))
-    (y,) = norm_linear(x, block.norm2, mlp.fc1)
-    x = x + block.drop_path(gelu_linear(y, mlp.fc2))
-    return x.view(shape)
+    y = linear(self_attention(y, attn.head_dim), attn.proj)
+    x = x + block.drop_path(y)
+    y = norm_mlp(x, block.norm2, mlp.fc1, mlp.fc2)
+    return (x + block.drop_path(y)).view(shape)
 
 
 def mlp_layers(block: Any, x: Tensor) -> Tensor:
     """``fc2(GELU(fc1(x)))`` of EdgeViT's MLP, ``(..., C) -> (..., C)``."""
-    return gelu_linear(block.fc1(x), block.fc2)
+    if not torch.is_grad_enabled():
+        return linear(linear_gelu(x, block.fc1), block.fc2)
+    return gelu_linear(linear(x, block.fc1), block.fc2)
 
 
 def _drops_paths(block: Any) -> bool:

@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from mmefficientmod.models.layers import matmul
+
 
 def norm_linear(
     x: Tensor, norm: nn.LayerNorm, *linears: nn.Linear
@@ -39,9 +41,39 @@ def norm_linear(
     """
     if not torch.is_grad_enabled():
         x = norm(x)
-        return [linear(x) for linear in linears]
+        return [matmul.linear(x, m.weight, m.bias) for m in linears]
     params = [p for m in linears for p in (m.weight, m.bias)]
     return _NormLinear.apply(x, norm.weight, norm.bias, norm.eps, *params)
+
+
+def linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    """``layer(x)``, whose products run in the faster library.
+
+    Args:
+        x: ``(..., C)``.
+        layer: From C to C_out channels.
+
+    Returns:
+        ``(..., C_out)``.
+    """
+    if not torch.is_grad_enabled():
+        return matmul.linear(x, layer.weight, layer.bias)
+    return _ProductLinear.apply(
+        x, None, layer.weight, layer.bias, None, None, False
+    )
+
+
+def linear_gelu(x: Tensor, layer: nn.Linear) -> Tensor:
+    """``GELU(layer(x))``, without gradients.
+
+    Args:
+        x: ``(..., C)``.
+        layer: From C to C_out channels.
+
+    Returns:
+        ``(..., C_out)``.
+    """
+    return matmul.linear_gelu(x, layer.weight, layer.bias)
 
 
 def gelu_linear(x: Tensor, linear: nn.Linear) -> Tensor:
@@ -57,10 +89,49 @@ def gelu_linear(x: Tensor, linear: nn.Linear) -> Tensor:
         ``(..., C_out)``.
     """
     if not torch.is_grad_enabled():
-        return linear(gelu(x))
+        return matmul.linear(gelu(x), linear.weight, linear.bias)
     return _ProductLinear.apply(
         x, None, linear.weight, linear.bias, None, None, True
     )
+
+
+def norm_linear_gelu(
+    x: Tensor, norm: nn.LayerNorm, layer: nn.Linear
+) -> Tensor:
+    """``GELU(layer(norm(x)))``; saves ``x`` and the GELU's input.
+
+    Args:
+        x: ``(..., C)``.
+        norm: Over the C channels.
+        layer: From C to C_out channels.
+
+    Returns:
+        ``(..., C_out)``.
+    """
+    if not torch.is_grad_enabled():
+        return linear_gelu(norm(x), layer)
+    (y,) = norm_linear(x, norm, layer)
+    return F.gelu(y)
+
+
+def norm_mlp(
+    x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear
+) -> Tensor:
+    """``fc2(GELU(fc1(norm(x))))``; saves ``x`` and the output of ``fc1``.
+
+    Args:
+        x: ``(..., C)``.
+        norm: Over the C channels.
+        fc1: From C to any number of channels.
+        fc2: From these to C_out channels.
+
+    Returns:
+        ``(..., C_out)``.
+    """
+    if not torch.is_grad_enabled():
+        return linear(linear_gelu(norm(x), fc1), fc2)
+    (y,) = norm_linear(x, norm, fc1)
+    return gelu_linear(y, fc2)
 
 
 def product_linear(
@@ -91,7 +162,8 @@ def product_linear(
     if not torch.is_grad_enabled():
         value = gelu(value) if activate else value
         _groups(value, context).mul_(context.unsqueeze(-2))
-        return add_scaled(linear(value), residual, scale)
+        x = matmul.linear(value, linear.weight, linear.bias)
+        return add_scaled(x, residual, scale)
     params = linear.weight, linear.bias
     if value.dtype == torch.float16:
         # The gradient of the scale, as _ProductLinear computes it, overflows.
@@ -189,11 +261,11 @@ class _NormLinear(Function):
         for grad, w, b in zip(grads, params[::2], params[1::2], strict=True):
             grad = grad.reshape(-1, grad.shape[-1])
             grad_params += [
-                grad.t() @ rows,
+                matmul.weight_gradient(grad, rows),
                 None if b is None else grad.sum(0),
             ]
-            w = w.to(ctx.dtype)
-            grad_y = grad @ w if grad_y is None else grad_y.addmm_(grad, w)
+            found = matmul.input_gradient(grad, w.to(ctx.dtype))
+            grad_y = found if grad_y is None else grad_y.add_(found)
         grad_norm = torch.ops.aten.native_layer_norm_backward(
             grad_y.view(x.shape).to(x.dtype),
             x,
@@ -220,7 +292,8 @@ def _norm_linear(
         x = x.to(dtype)
         given = [t if t is None else t.to(dtype) for t in params]
     return tuple(
-        F.linear(x, w, b) for w, b in zip(given[::2], given[1::2], strict=True)
+        matmul.linear(x, w, b)
+        for w, b in zip(given[::2], given[1::2], strict=True)
     )
 
 
@@ -269,7 +342,7 @@ class _ProductLinear(Function):
         active = F.gelu(value) if ctx.activate else value
         x = active if context is None else multiply(active, context)
         grad = grad.reshape(-1, grad.shape[-1])
-        grad_w = grad.to(value.dtype).t() @ x.flatten(0, -2)
+        grad_w = matmul.weight_gradient(grad.to(value.dtype), x.flatten(0, -2))
         grad_b = None if bias is None else grad.sum(0)
         grad_scale = None
         if scale is not None:
@@ -280,8 +353,9 @@ class _ProductLinear(Function):
                 grad_scale = grad_scale + grad_b * bias
                 grad_b = grad_b * scale
             grad = grad * scale
-        grad_x = grad.to(value.dtype) @ weight.to(value.dtype)
-        grad_x = grad_x.view(value.shape)
+        grad_x = matmul.input_gradient(
+            grad.to(value.dtype), weight.to(value.dtype)
+        ).view(value.shape)
         grad_context = None
         if context is not None:
             del x
@@ -313,7 +387,7 @@ def _product_linear(
     if context is not None:
         # Not in place: the value is saved.
         x = multiply(x, context)
-    x = F.linear(
+    x = matmul.linear(
         x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     )
     return add_scaled(x, residual, scale)
