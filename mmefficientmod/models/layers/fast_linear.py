@@ -7,6 +7,8 @@ same for heads, and for backbones of timm and the toolboxes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from mmcv.cnn.bricks import wrappers
 from torch import Tensor, nn
@@ -72,7 +74,7 @@ def use_fast_linear(model: nn.Module) -> int:
     for module in _without_blocks(model):
         if type(module) in LINEAR:
             module.__class__ = FastLinear
-        elif type(module) in CONV and _is_pointwise(module):
+        elif _is_pointwise(module):
             module.__class__ = FastPointwiseConv
         else:
             continue
@@ -91,9 +93,10 @@ def _without_blocks(module: nn.Module) -> list[nn.Module]:
     ]
 
 
-def _is_pointwise(conv: nn.Conv2d) -> bool:
+def _is_pointwise(conv: Any) -> bool:
     return (
-        conv.kernel_size == conv.stride == conv.dilation == (1, 1)
+        type(conv) in CONV
+        and conv.kernel_size == conv.stride == conv.dilation == (1, 1)
         and conv.padding in ((0, 0), 'same', 'valid')
         and conv.groups == 1
     )

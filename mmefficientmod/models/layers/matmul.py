@@ -55,9 +55,14 @@ ROUNDS, SECONDS = 5, 0.01
 # the preparations for 1024 products. With images of ever new sizes, PyTorch's
 # own products are faster after this many numbers of rows.
 MOST_SIZES = 12
+# So many products are remembered; others are looked up by their class.
+MOST_SHAPES = 4096
 
 Way = Callable[..., Tensor]
-Shape = tuple[str, int, int, int, int]  # kind, rows, K, N, threads
+# Kind, shapes of the factors, and threads.
+Product = tuple[str, torch.Size, torch.Size, int]
+# Kind, rows, K, N, and threads.
+Group = tuple[str, int, int, int, int]
 
 
 def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
@@ -95,9 +100,9 @@ WAYS: dict[str, dict[str, Way]] = {
         'onednn': _weight_gradient,
     },
 }
-_chosen: dict[Shape, Way] = {}
-_numbers_of_rows: dict[Shape, int] = {}
-_names: dict[Shape, str] = {}
+_chosen: dict[Product, Way] = {}
+_numbers_of_rows: dict[Group, int] = {}
+_names: dict[Group, str] = {}
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -111,10 +116,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         ``(..., N)``.
     """
-    if not _may_choose(x, weight):
-        return F.linear(x, weight, bias)
-    n, k = weight.shape
-    return _way('linear', x.numel() // k, k, n)(x, weight, bias)
+    return _way('linear', x, weight)(x, weight, bias)
 
 
 def linear_gelu(
@@ -130,11 +132,7 @@ def linear_gelu(
     Returns:
         ``(..., N)``.
     """
-    way = WAYS['linear with GELU']['pytorch']
-    if _may_choose(x, weight):
-        n, k = weight.shape
-        way = _way('linear with GELU', x.numel() // k, k, n)
-    return way(x, weight, bias)
+    return _way('linear with GELU', x, weight)(x, weight, bias)
 
 
 def pointwise_conv(
@@ -150,11 +148,7 @@ def pointwise_conv(
     Returns:
         ``(N, C_out, H, W)``.
     """
-    if not _may_choose(x, weight):
-        return F.conv2d(x, weight, bias)
-    n, k = weight.shape[:2]
-    way = _way('pointwise convolution', x.numel() // k, k, n)
-    return way(x, weight, bias)
+    return _way('pointwise convolution', x, weight)(x, weight, bias)
 
 
 def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
@@ -167,10 +161,7 @@ def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     Returns:
         ``(rows, K)``.
     """
-    if not _may_choose(grad, weight):
-        return grad @ weight
-    n, k = weight.shape
-    return _way('input gradient', len(grad), k, n)(grad, weight)
+    return _way('input gradient', grad, weight)(grad, weight)
 
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
@@ -183,10 +174,23 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     Returns:
         ``(N, K)``.
     """
-    if not _may_choose(grad, x):
-        return grad.t() @ x
-    rows, k = x.shape
-    return _way('weight gradient', rows, k, grad.shape[1])(grad, x)
+    return _way('weight gradient', grad, x)(grad, x)
+
+
+def _way(kind: str, a: Tensor, b: Tensor) -> Way:
+    """The way to compute a product, measured for the first of its class.
+
+    Args:
+        kind: A key of :data:`WAYS`.
+        a: The first factor.
+        b: The second factor.
+    """
+    own = WAYS[kind]['pytorch']
+    shape = (kind, a.shape, b.shape, torch.get_num_threads())
+    way = _chosen.get(shape)
+    if way is own or not _may_choose(a, b):
+        return own
+    return _choose(shape) if way is None else way
 
 
 def _may_choose(a: Tensor, b: Tensor) -> bool:
@@ -213,15 +217,14 @@ def _may_choose(a: Tensor, b: Tensor) -> bool:
     )
 
 
-def _way(kind: str, rows: int, k: int, n: int) -> Way:
-    """The way to compute a product, measured for the first of its class."""
-    shape = (kind, rows, k, n, torch.get_num_threads())
-    way = _chosen.get(shape)
-    return _choose(shape) if way is None else way
-
-
-def _choose(shape: Shape) -> Way:
-    kind, rows, k, n, threads = shape
+def _choose(product: Product) -> Way:
+    """Choose the way for shapes that are new, or that were too many."""
+    kind, a, b, threads = product
+    if kind == 'weight gradient':
+        (rows, n), k = a, b[1]
+    else:
+        n, k = b[:2]
+        rows = a.numel() // (n if kind == 'input gradient' else k)
     # A class of shapes has up to twice the rows of the measured product, or
     # any number above the most.
     most = max(NARROW // (k * n), MOST_ROWS)
@@ -233,13 +236,15 @@ def _choose(shape: Shape) -> Way:
     if name == 'onednn' and library() == 'auto':
         seen = _numbers_of_rows.get(group, 0)
         if seen == MOST_SIZES:
-            return WAYS[kind]['pytorch']
-        _numbers_of_rows[group] = seen + 1
-    way = _chosen[shape] = WAYS[kind][name]
+            name = 'pytorch'
+        _numbers_of_rows[group] = min(seen + 1, MOST_SIZES)
+    way = WAYS[kind][name]
+    if len(_chosen) < MOST_SHAPES:
+        _chosen[product] = way
     return way
 
 
-def _name(group: Shape) -> str:
+def _name(group: Group) -> str:
     """Name of the way for a class of shapes: forced, kept, or measured."""
     if library() != 'auto':
         return library()
@@ -372,7 +377,7 @@ def _machine() -> str:
     return f'{cpu_name()}, torch {torch.__version__}'
 
 
-def _key(group: Shape) -> str:
+def _key(group: Group) -> str:
     kind, rows, k, n, threads = group
     return f'{kind}, {rows} rows, {k} to {n} channels, {threads} threads'
 
