@@ -261,7 +261,9 @@ def test_large_images_run_in_chunks(monkeypatch, deployed, autocast):
     assert_close(*outs, rtol=1e-5, atol=1e-6)
     # A hook sees all positions at once.
     rows.clear()
-    block.mlp.fc1.register_forward_hook(lambda *_: None)
+    block.mlp.fc1.register_forward_hook(
+        lambda layer, args, out: rows.append(out.shape[:-1].numel())
+    )
     with torch.no_grad():
         assert_close(block(x), outs[0], rtol=0.02, atol=0.02)
     assert rows == [70]
