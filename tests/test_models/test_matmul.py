@@ -279,6 +279,11 @@ def test_folder_that_cannot_be_written_is_no_obstacle(
     assert calls[-1][0] == 'linear'
 
 
+def test_user_without_a_home_folder_gets_a_temporary_file(monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', '~/.cache')
+    assert matmul.cache_file().is_absolute()
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_measurement_changes_nothing_else(kind):
     state = torch.get_rng_state()

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -369,7 +370,9 @@ def summary() -> str:
 
 def cache_file() -> Path:
     """The file with the choices of earlier processes of this user."""
-    folder = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+    folder = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    if not os.path.isabs(folder):  # as for a user without a home folder
+        folder = tempfile.gettempdir()
     return Path(folder) / 'mmefficientmod' / 'matmul.json'
 
 
