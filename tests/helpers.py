@@ -66,8 +66,8 @@ def official_model(
     """EfficientMod with the weights of :func:`official_weights`."""
     model = EfficientMod(arch, **kwargs).to(dtype)
     weights = rename_official_keys(official_weights(arch))
-    own = {k: v for k, v in weights.items() if k in model.state_dict()}
-    model.load_state_dict(own)
+    names = model.state_dict().keys()
+    model.load_state_dict({k: v for k, v in weights.items() if k in names})
     return model.eval()
 
 

@@ -1,6 +1,7 @@
 """The model index: its entries, figures, results and weights."""
 
 import copy
+import functools
 import re
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
@@ -51,6 +52,7 @@ TABLE_7 = {
 }
 
 
+@functools.cache
 def metafiles():
     index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
     assert list(index) == ['Import']
@@ -60,6 +62,7 @@ def metafiles():
     }
 
 
+@functools.cache
 def entries():
     return {
         model['Name']: model
