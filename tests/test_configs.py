@@ -238,13 +238,26 @@ def test_reparam_config_changes_only_the_branches(path):
 
 
 def test_config_registers_the_backbones_by_itself():
+    """And FSDP, which is imported later: when a config names it."""
     config = ROOT / 'configs/seg/fpn_efficientmod_s_ade20k.py'
-    code = (
-        'import sys; from mmengine.config import Config; '
-        f'cfg = Config.fromfile({str(config)!r}); '
-        "assert 'mmefficientmod.models' in sys.modules"
+    code = f"""
+import sys
+from mmengine.config import Config
+Config.fromfile({str(config)!r})
+assert 'mmefficientmod.models' in sys.modules
+assert 'mmefficientmod.engine.fsdp' not in sys.modules
+from mmengine.registry import FUNCTIONS, STRATEGIES
+strategy = STRATEGIES.get('mmefficientmod.StageFSDPStrategy')
+with FUNCTIONS.switch_scope_and_registry(None):
+    policy = FUNCTIONS.get('mmefficientmod.wrap_by_stage')
+print(strategy.__name__, policy.__name__)
+"""
+    run = subprocess.run(
+        [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True
     )
-    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+    assert run.stdout.split() == ['StageFSDPStrategy', 'wrap_by_stage'], (
+        run.stderr
+    )
 
 
 @pytest.mark.parametrize(

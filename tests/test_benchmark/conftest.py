@@ -26,6 +26,12 @@ def settings():
     return Settings(cpu, rounds=2, baselines=['own.py:Tiny'])
 
 
+@pytest.fixture(autouse=True)
+def short_rounds(monkeypatch):
+    """Each model is timed more briefly: no test is about how fast one is."""
+    monkeypatch.setattr(measure, 'ROUND_SECONDS', 0.01)
+
+
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A working directory with a user's file and one like the authors'."""

@@ -3,8 +3,6 @@
 import io
 import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -159,23 +157,22 @@ def test_wide_table_has_every_column_on_one_line_a_model(result):
     assert lines == [' '.join(row).split() for row in cells]
 
 
-def test_pipe_is_80_characters_wide(place):
-    script = """
-from rich.console import Console
-from mmefficientmod.benchmark.tables import COLUMNS, PRIORITY
-from mmefficientmod.benchmark.terminal import print_table
-row = dict.fromkeys((c.key for c in COLUMNS), 1) | dict(model='some')
-print_table(Console(), COLUMNS[:-1], [row], PRIORITY, 'all are in a file')
-"""
-    environment = {k: v for k, v in os.environ.items() if k != 'COLUMNS'}
-    shown = subprocess.run(
-        [sys.executable, '-c', script],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+@pytest.fixture
+def no_terminal(capfd, monkeypatch):
+    """Neither of the standard streams is a terminal, also with ``-s``."""
+    monkeypatch.delenv('COLUMNS', raising=False)
+    kept = os.dup(0)
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    yield capfd
+    os.dup2(kept, 0)
+    os.close(kept)
+
+
+def test_output_to_no_terminal_is_80_characters_wide(no_terminal):
+    row = dict.fromkeys((c.key for c in COLUMNS), 1) | dict(model='some')
+    print_table(Console(), COLUMNS[:-1], [row], PRIORITY, 'all are in a file')
+    shown = no_terminal.readouterr().out
     assert 60 < max(map(len, shown.splitlines())) <= 80
     assert 'Columns left out to fit in 80 characters: ' in shown
 

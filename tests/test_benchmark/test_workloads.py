@@ -125,7 +125,8 @@ def test_proposals_are_the_same_for_each_model():
     found = []
     for name in ('mobilenetv2_100', 'efficientmod_xxs'):
         model = parse_model_spec(name, config).build()
-        model.train_cfg.rcnn.sampler.num = 16
+        for few in model.train_cfg.rpn_proposal, model.rpn_head.test_cfg:
+            few.max_per_img = 60
         fix_proposals(model, case)
         for mode, method in (('infer', 'forward'), ('train', 'loss')):
             work = prepare(
