@@ -72,14 +72,12 @@ ARCHS: dict[str, dict[str, Any]] = {
         attn_depths=(0, 0, 0, 0), attn_mlp_ratios=(4, 4, 4, 4),
         block='modulation', expand_ratios=(1, 6), drop_path_rate=0.02),
 }  # fmt: skip
-# The paper compares modulation with MBConv, in models without attention that
-# have equally many parameters. It gives parameters and FLOPs only: MBConv
-# 12.9 M and 1.6 G, 6.4 M and 0.7 G; modulation 12.9 M and 1.5 G, 6.4 M and
-# 0.7 G. We inferred widths and depths: the larger modulation model is s_conv,
-# which is s with modulation blocks in place of its attention blocks, and the
-# same change of xs, with a width of 320 and the ratio 6, has 6.43 M and
-# 0.68 G. We chose the ratios of MBConv so that all figures are within 2 % of
-# the paper's: 12.91 M and 1.59 G, 6.29 M and 0.71 G.
+# The paper compares modulation with MBConv, without attention and with equally
+# many parameters. It gives those and FLOPs only: 12.9 M, 1.6 G; 6.4 M, 0.7 G.
+# We inferred widths and depths from the modulation models: the larger is
+# s_conv, and xs with modulation blocks in place of its attention blocks, a
+# width of 320 and the ratio 6 has 6.43 M, 0.68 G. We chose the ratios; the
+# MBConv models have 12.91 M, 1.59 G and 6.29 M, 0.71 G.
 MBCONV_ARCHS: dict[str, dict[str, Any]] = {
     'mbconv_xs': dict(
         dims=(32, 64, 144, 320), depths=(3, 3, 7, 5),
@@ -111,16 +109,11 @@ class PatchEmbed(nn.Module):
     ) -> None:
         super().__init__()
         self.proj = nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=kernel_size // 2,
+            in_channels, out_channels, kernel_size, stride, kernel_size // 2
         )
         if in_channels > 4:
             # Weights in channels_last like the input, so no call converts
-            # them. The stem's image is NCHW.
-            # PyTorch's types do not know `memory_format` of a module.
+            # them; the stem's image is NCHW. (mypy knows no memory_format.)
             self.proj.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.norm = nn.LayerNorm(out_channels)
 
