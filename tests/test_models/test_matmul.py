@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 import timm
@@ -372,6 +373,17 @@ def test_variable_forces_a_library_and_an_option_overrides_it(
     run()
     assert [used for _, used in calls] == [library, other, library]
     assert 'forced' in matmul.summary()
+
+
+def test_libraries_are_compared_in_one_run(tool, monkeypatch, capsys):
+    library = tool('dev/library')
+    monkeypatch.setattr(library, 'ARCHS', ('xxs',))
+    monkeypatch.setattr(library, 'WORKS', (('train', 1, 32),))
+    threads = torch.get_num_threads()
+    library.main(['--rounds', '2', '--threads', str(threads)])
+    shown = capsys.readouterr().out
+    assert re.search(r'\| train, 1x32 \| \d\.\d\d \|', shown)
+    assert 'train, 1x32, s: matrix products on the CPU: oneDNN for' in shown
 
 
 # --------------------------------------------------------------- whole models
