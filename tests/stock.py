@@ -78,19 +78,21 @@ def batch_for(cfg):
     return dict(inputs=torch.stack(images), data_samples=samples)
 
 
-def train_step_and_predict(name, backbone='efficientmod_xs', options=None):
+def train_step_and_predict(name, backbone='efficientmod_xs'):
     """Swap, build, train a step and predict.
 
     Args:
         name: The config.
         backbone: The new backbone.
-        options: What else to change, by dotted keys.
 
     Returns:
         The losses, the gradients of the backbone by name, the predictions.
     """
     cfg = swap_backbone(load_config(name), backbone)
-    cfg.merge_from_dict(options or {})
+    for part, key in ('train_cfg', 'rpn_proposal'), ('test_cfg', 'rpn'):
+        proposals = (cfg.model.get(part) or {}).get(key)
+        if proposals:
+            proposals.max_per_img = 50  # of up to 2000
     inputs = cfg.model.get('data_preprocessor') or {}
     if inputs.get('size'):  # to which small images would be padded
         inputs.size = (SIZES[cfg.default_scope],) * 2
