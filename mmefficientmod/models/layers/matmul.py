@@ -44,7 +44,7 @@ from mmefficientmod.torch_private import (
 LIBRARIES = ('auto', 'pytorch', 'onednn')
 VARIABLE = 'MMEFFICIENTMOD_MATMUL'
 # oneDNN has to take at most this part of the time of PyTorch's own.
-GAIN = 0.9
+GAIN = 0.85
 # The most rows of a measured product: many enough to compute as fast as more
 # would, few enough to take some milliseconds at most.
 MOST_ROWS = 512
