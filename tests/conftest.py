@@ -112,6 +112,30 @@ def imported_modules_are_no_garbage():
         gc.freeze()
 
 
+@pytest.fixture(scope='session')
+def known_levels():
+    """What the backbones return that were probed."""
+    return {}
+
+
+@pytest.fixture
+def probed_once(known_levels, monkeypatch):
+    """Each backbone is built and run once to find out what it returns."""
+    from mmengine.registry import DefaultScope
+
+    from mmefficientmod.swap import backbone, levels, probe
+
+    def known(config):
+        scope = DefaultScope.get_current_instance().scope_name
+        key = probe.class_of(config), scope, str(sorted(config.items()))
+        if key not in known_levels:
+            known_levels[key] = probe.probe(config)
+        return known_levels[key]
+
+    for module in backbone, levels:
+        monkeypatch.setattr(module, 'probe', known)
+
+
 @pytest.fixture(autouse=True)
 def workers_end(monkeypatch):
     """Processes that load data end with the test.

@@ -31,8 +31,6 @@ from mmefficientmod.config.schedule import scale_schedule
 from mmefficientmod.models.backbones.efficientmod_weights import (
     rename_official_keys,
 )
-from mmefficientmod.swap import backbone, levels
-from mmefficientmod.swap.probe import probe
 
 CONFIGS = {
     task: sorted((ROOT / 'configs' / task).glob('*efficientmod_*.py'))
@@ -162,23 +160,6 @@ COMPARED = (
     'repvit_m1_1', 'repvit_m1_5', 'resnet18', 'resnet50', 'van_small',
     'van_tiny',
 )  # fmt: skip
-
-
-@pytest.fixture(scope='module')
-def probed_once():
-    """Probe each backbone once for both tasks."""
-    known = {}
-
-    def probe_new(backbone):
-        key = str(sorted(backbone.items()))
-        if key not in known:
-            known[key] = probe(backbone)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        for module in backbone, levels:
-            patch.setattr(module, 'probe', probe_new)
-        yield
 
 
 @pytest.mark.parametrize('name', COMPARED)

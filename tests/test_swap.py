@@ -33,6 +33,7 @@ BEIT_SEG = 'mmseg::beit/beit-base_upernet_8xb2-160k_ade20k-640x640.py'
 UPERNET = 'mmseg::upernet/upernet_r50_4xb4-80k_ade20k-512x512.py'
 RESNET = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
 XXS = [32, 64, 128, 256]
+pytestmark = pytest.mark.usefixtures('probed_once')
 
 
 @pytest.fixture(autouse=True)

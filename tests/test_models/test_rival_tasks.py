@@ -17,6 +17,7 @@ FPN = str(ROOT / 'configs/seg/fpn_efficientmod_s_ade20k.py')
 MASK_RCNN = str(ROOT / 'configs/det/mask_rcnn_efficientmod_s_fpn_1x_coco.py')
 CAFFE = 'mmdet::mask_rcnn/mask-rcnn_r50-caffe_fpn_1x_coco.py'
 RESNET = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
+pytestmark = pytest.mark.usefixtures('probed_once')
 
 
 @pytest.fixture
