@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from importlib import import_module, metadata
@@ -81,6 +82,7 @@ def _mmcv_ops() -> str:
     return 'compiled'
 
 
+@functools.cache  # Linux takes long to write /proc/cpuinfo for many cores
 def cpu_name() -> str:
     """The name of the processor, ``'unknown'`` if the system has none."""
     cpuinfo = Path('/proc/cpuinfo')

@@ -198,7 +198,7 @@ def test_wheel_metadata_names_pythons_licence_and_extras(wheel):
 
 def find_config(folder, **environment):
     """Let MMEngine read one of our configs, from outside the checkout."""
-    config = min((ROOT / 'configs').glob('det/retinanet_efficientmod_*.py'))
+    config = min((ROOT / 'configs').glob('seg/fpn_efficientmod_*.py'))
     name = config.relative_to(ROOT / 'configs').as_posix()
     child = folder / 'child.py'
     child.write_text(f"_base_ = 'mmefficientmod::{name}'\n")

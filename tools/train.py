@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from mmengine.logging import print_log
 from mmengine.runner import FlexibleRunner, Runner
@@ -15,6 +14,7 @@ from mmefficientmod.config.schedule import enable_auto_scale_lr
 from mmefficientmod.datasets import check_data_exists, fit_classes
 from mmefficientmod.engine import modes
 from mmefficientmod.engine.hooks import check_checkpoint
+from mmefficientmod.engine.resume import first_checkpoint
 from mmefficientmod.engine.runner import build_runner
 from mmefficientmod.swap.weights import set_pretrained
 
@@ -61,10 +61,7 @@ def main(argv: Sequence[str] | None = None) -> Runner | FlexibleRunner:
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.auto_scale_lr:
         enable_auto_scale_lr(cfg, args.config)
-    start = cfg.get('load_from')
-    last = Path(cfg.work_dir, 'last_checkpoint')
-    if not start and cfg.get('resume') and last.is_file():
-        start = last.read_text().strip()
+    start = first_checkpoint(cfg)
     if start:
         check_exists(start)
         check_checkpoint(cfg, start)

@@ -1,4 +1,4 @@
-"""Hooks of the tools: a check of the checkpoint, and folding for inference.
+"""Hooks of the tools, for the checkpoint, inference and the log.
 
 The hook that seeds each step is in :mod:`mmefficientmod.engine.seeding`.
 """

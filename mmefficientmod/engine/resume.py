@@ -10,6 +10,25 @@ from mmengine.runner import CheckpointLoader, find_latest_checkpoint
 from mmefficientmod.config.nodes import ConfigError, find_model
 
 
+def first_checkpoint(cfg: Config) -> str | None:
+    """The checkpoint that a training starts from.
+
+    Args:
+        cfg: The config.
+
+    Returns:
+        ``load_from``, or else the last checkpoint in ``work_dir`` if the run
+        is resumed; None if there is none.
+    """
+    path = cfg.get('load_from')
+    if path or not cfg.get('resume'):
+        return path
+    # MMEngine warns if there is none.
+    if Path(cfg.work_dir, 'last_checkpoint').is_file():
+        return find_latest_checkpoint(cfg.work_dir)
+    return None
+
+
 def resume_as_before(cfg: Config) -> None:
     """Take the seed of the checkpoint, and compare the frozen stages.
 
@@ -19,16 +38,13 @@ def resume_as_before(cfg: Config) -> None:
     option would train other layers than before.
 
     Args:
-        cfg: The config, changed in place. It resumes from ``load_from``, or
-            else from the last checkpoint in ``work_dir``, if there is one.
+        cfg: The config, changed in place; see :func:`first_checkpoint`.
 
     Raises:
         ConfigError: If the checkpoint was trained with another number of
             frozen stages.
     """
-    path = cfg.get('load_from')
-    if not path and Path(cfg.work_dir, 'last_checkpoint').is_file():
-        path = find_latest_checkpoint(cfg.work_dir)
+    path = first_checkpoint(cfg)
     if not path:
         return
     checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu', 'silent')

@@ -73,12 +73,17 @@ def product(kind, rows=10, k=6, n=8):
     """A product of each kind: a function without arguments."""
     x, grad = torch.randn(rows, k), torch.randn(rows, n)
     weight, bias = torch.randn(n, k), torch.randn(n)
-    image = x.t().reshape(1, k, rows, 1)
+    image = torch.randn(1, k, rows, 1)
     return {
         'linear': lambda: linear(x, weight, bias),
         'linear with GELU': lambda: linear_gelu(x, weight, bias),
         'pointwise convolution': lambda: pointwise_conv(
             image, weight[..., None, None], bias
+        ),
+        'pointwise convolution, channels-last': lambda: pointwise_conv(
+            image.to(memory_format=torch.channels_last),
+            weight[..., None, None],
+            bias,
         ),
         'input gradient': lambda: input_gradient(grad, weight),
         'weight gradient': lambda: weight_gradient(grad, x),
@@ -140,16 +145,35 @@ def test_inputs_may_have_any_strides_and_dimensions(library):
 
 @pytest.mark.parametrize('library', FORCED)
 @pytest.mark.parametrize('batch', [1, 3])
+@pytest.mark.parametrize(
+    ('memory_format', 'kind'),
+    [
+        (torch.contiguous_format, 'pointwise convolution'),
+        (torch.channels_last, 'pointwise convolution, channels-last'),
+    ],
+)
 @torch.no_grad()
-def test_pointwise_convolution_equals_pytorchs(library, batch, calls):
-    x = torch.randn(batch, 6, 5, 7)
+def test_pointwise_convolution_equals_pytorchs(
+    library, batch, memory_format, kind, calls
+):
+    x = torch.randn(batch, 6, 5, 7).to(memory_format=memory_format)
     conv = nn.Conv2d(6, 8, 1)
     with using_library(library):
         for bias in conv.bias, None:
             found = pointwise_conv(x, conv.weight, bias)
-            assert found.is_contiguous()
+            assert found.is_contiguous(memory_format=memory_format)
             assert_close(found, F.conv2d(x, conv.weight, bias))
-    assert calls == [('pointwise convolution', library)] * 2
+    assert calls == [(kind, library)] * 2
+
+
+@torch.no_grad()
+def test_pointwise_convolution_of_other_strides_is_pytorchs(calls):
+    image = torch.randn(1, 6, 10, 7)[:, :, ::2]
+    conv = nn.Conv2d(6, 8, 1)
+    with using_library('onednn'):
+        found = pointwise_conv(image, conv.weight, conv.bias)
+    assert_close(found, conv(image))
+    assert calls == []
 
 
 def steps(model, image):
@@ -180,8 +204,8 @@ def test_network_is_the_same_in_both_libraries(options, calls):
         with using_library(library):
             found = steps(model, image)
         assert {used for _, used in calls} == {library}
-        assert {kind for kind, _ in calls} == set(KINDS) - {
-            'pointwise convolution'
+        assert {kind for kind, _ in calls} == {
+            kind for kind in KINDS if 'convolution' not in kind
         }
         errors[library] = torch.stack(
             [
@@ -383,7 +407,7 @@ def test_libraries_are_compared_in_one_run(tool, monkeypatch, capsys):
     library.main(['--rounds', '2', '--threads', str(threads)])
     shown = capsys.readouterr().out
     assert re.search(r'\| train, 1x32 \| \d\.\d\d \|', shown)
-    assert 'train, 1x32, s: matrix products on the CPU: oneDNN for' in shown
+    assert 'train, 1x32, xxs: matrix products on the CPU: oneDNN for' in shown
 
 
 # --------------------------------------------------------------- whole models

@@ -20,7 +20,7 @@ from mmefficientmod import EfficientMod, cli
 from mmefficientmod.benchmark.cases import BenchmarkCase
 from mmefficientmod.benchmark.measure import ROUND_SECONDS
 from mmefficientmod.benchmark.tables import markdown_table
-from mmefficientmod.benchmark.workloads import prepare
+from mmefficientmod.benchmark.workloads import Workload, prepare
 from mmefficientmod.environment import cpu_name
 from mmefficientmod.models.layers.matmul import summary, using_library
 
@@ -59,32 +59,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = []
     for mode, batch, side in WORKS:
         case = BenchmarkCase(mode, batch, side, side, 'fp32', args.threads)
+        work = f'{mode}, {batch}x{side}'
         ratios = [f'{ratio(arch, case, args.rounds):.2f}' for arch in ARCHS]
-        rows.append([f'{mode}, {batch}x{side}', *ratios])
-    print(markdown_table([['work', *ARCHS], *rows]))
+        rows.append([work, *ratios])
+        print(f'{work}, {ARCHS[-1]}: {choices(ARCHS[-1], case)}')
+    print(f'\n{markdown_table([["work", *ARCHS], *rows])}')
+
+
+def make_ready(arch: str, case: BenchmarkCase) -> Workload:
+    """A variant that is ready to run a case."""
+    image = torch.rand(case.batch, 3, case.height, case.width)
+    return prepare(EfficientMod(arch, drop_path_rate=0.0), case, image)
+
+
+def choices(arch: str, case: BenchmarkCase) -> str:
+    """How often each library is the faster one, in one line."""
     with using_library('auto'):
-        prepare(EfficientMod('s'), case, image_of(case)).run()
-        print(f'\n{mode}, {batch}x{side}, s: {summary()}')
-
-
-def image_of(case: BenchmarkCase) -> torch.Tensor:
-    return torch.rand(case.batch, 3, case.height, case.width)
+        make_ready(arch, case).run()
+        return summary()
 
 
 def ratio(arch: str, case: BenchmarkCase, rounds: int) -> float:
     """Time with the faster library by that with PyTorch's own, the median."""
-    model = EfficientMod(arch, drop_path_rate=0.0)
-    work = prepare(model, case, image_of(case))
-    timer = Timer(
-        'run()', globals=dict(run=work.run), num_threads=case.threads
-    )
+    run = make_ready(arch, case).run
+    timer = Timer('run()', globals=dict(run=run), num_threads=case.threads)
     found = []
     for number in range(rounds):
         times = {}
         libraries = ['pytorch', 'auto']
         for library in libraries if number % 2 else reversed(libraries):
             with using_library(library):
-                work.run()  # choose
+                run()  # choose
                 measured = timer.blocked_autorange(min_run_time=ROUND_SECONDS)
                 times[library] = measured.median
         found.append(times['auto'] / times['pytorch'])

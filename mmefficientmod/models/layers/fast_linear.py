@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from mmcv.cnn.bricks import wrappers
 from torch import Tensor, nn
 
@@ -42,19 +41,10 @@ class FastPointwiseConv(nn.Conv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """``(N, K, H, W) -> (N, C_out, H, W)``, in the layout of the input."""
-        if (
-            is_traced(input)
-            or type(input) is not Tensor
-            or input.dim() != 4
-            or torch.is_grad_enabled()
-        ):
+        """``(N, K, H, W) -> (N, C_out, H, W)``, in the format of the input."""
+        if is_traced(input) or type(input) is not Tensor or input.dim() != 4:
             return super().forward(input)
-        if input.is_contiguous():
-            return matmul.pointwise_conv(input, self.weight, self.bias)
-        x = input.permute(0, 2, 3, 1)
-        x = matmul.linear(x, self.weight.flatten(1), self.bias)
-        return x.permute(0, 3, 1, 2)
+        return matmul.pointwise_conv(input, self.weight, self.bias)
 
 
 def use_fast_linear(model: nn.Module) -> int:

@@ -31,6 +31,7 @@ from mmefficientmod.models.layers.layout import to_nchw_view, to_nhwc
 from mmefficientmod.models.layers.memory_efficient import (
     add_scaled,
     gelu_linear,
+    gelu_mlp,
     linear,
     linear_gelu,
     norm_linear,
@@ -271,9 +272,7 @@ def attention_block(block: Any, x: Tensor) -> Tensor:
 
 def mlp_layers(block: Any, x: Tensor) -> Tensor:
     """``fc2(GELU(fc1(x)))`` of EdgeViT's MLP, ``(..., C) -> (..., C)``."""
-    if not torch.is_grad_enabled():
-        return linear(linear_gelu(x, block.fc1), block.fc2)
-    return gelu_linear(linear(x, block.fc1), block.fc2)
+    return gelu_mlp(x, block.fc1, block.fc2)
 
 
 def _drops_paths(block: Any) -> bool:

@@ -74,6 +74,9 @@ def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def _pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not x.is_contiguous():  # channels-last
+        x = x.permute(0, 2, 3, 1)
+        return onednn_linear(x, weight.flatten(1), bias).permute(0, 3, 1, 2)
     if len(x) > 1:
         return torch.mkldnn_convolution(
             x, weight, bias, [0, 0], [1, 1], [1, 1], 1
@@ -92,6 +95,10 @@ WAYS: dict[str, dict[str, Way]] = {
         'onednn': lambda x, w, b: onednn_linear(x, w, b, gelu=True),
     },
     'pointwise convolution': {'pytorch': F.conv2d, 'onednn': _pointwise_conv},
+    'pointwise convolution, channels-last': {
+        'pytorch': F.conv2d,
+        'onednn': _pointwise_conv,
+    },
     'input gradient': {
         'pytorch': torch.mm,
         'onednn': lambda grad, weight: onednn_linear(grad, weight.t(), None),
@@ -104,6 +111,7 @@ WAYS: dict[str, dict[str, Way]] = {
 _chosen: dict[Product, Way] = {}
 _numbers_of_rows: dict[Group, int] = {}
 _names: dict[Group, str] = {}
+_kept: dict[str, str] = {}  # this machine's choices in the file
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -142,14 +150,20 @@ def pointwise_conv(
     """A 1x1 convolution.
 
     Args:
-        x: ``(N, C, H, W)``, contiguous.
+        x: ``(N, C, H, W)``. There is a choice if it is contiguous, as it is
+            or in PyTorch's ``channels_last`` format.
         weight: ``(C_out, C, 1, 1)``.
         bias: ``(C_out,)``, or None.
 
     Returns:
-        ``(N, C_out, H, W)``.
+        ``(N, C_out, H, W)``, in the format of ``x``.
     """
-    return _way('pointwise convolution', x, weight)(x, weight, bias)
+    kind = 'pointwise convolution'
+    if not x.is_contiguous():
+        if not x.is_contiguous(memory_format=torch.channels_last):
+            return F.conv2d(x, weight, bias)
+        kind += ', channels-last'
+    return _way(kind, x, weight)(x, weight, bias)
 
 
 def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
@@ -249,7 +263,9 @@ def _name(group: Group) -> str:
     """Name of the way for a class of shapes: forced, kept, or measured."""
     if library() != 'auto':
         return library()
-    name = _kept().get(_key(group))
+    if not _kept:
+        _kept.update(_of_this_machine(_read()))
+    name = _kept.get(_key(group))
     if name not in LIBRARIES[1:]:
         name = 'onednn' if measure(*group[:4]) <= GAIN else 'pytorch'
         _keep(_key(group), name)
@@ -271,10 +287,12 @@ def measure(kind: str, rows: int, k: int, n: int) -> float:
     """
     x, grad = torch.ones(rows, k), torch.ones(rows, n)
     weight, bias = torch.ones(n, k), torch.ones(n)
+    kernel = weight.view(n, k, 1, 1)
     args = {
-        'pointwise convolution': (
-            x.view(1, k, rows, 1),
-            weight.view(n, k, 1, 1),
+        'pointwise convolution': (x.view(1, k, rows, 1), kernel, bias),
+        'pointwise convolution, channels-last': (
+            x.view(1, rows, 1, k).permute(0, 3, 1, 2),
+            kernel,
             bias,
         ),
         'linear': (x, weight, bias),
@@ -333,7 +351,7 @@ def use_library(name: str | None) -> None:
     global _forced
     _forced = None if name is None else _checked(name, 'use_library(name)')
     library()
-    for store in _chosen, _names, _numbers_of_rows:
+    for store in _chosen, _names, _numbers_of_rows, _kept:
         store.clear()
 
 
@@ -394,14 +412,15 @@ def _read() -> dict[str, dict[str, str]]:
     return {}
 
 
-def _kept() -> dict[str, str]:
-    kept = _read().get(_machine())
+def _of_this_machine(content: dict[str, dict[str, str]]) -> dict[str, str]:
+    kept = content.get(_machine())
     return kept if isinstance(kept, dict) else {}
 
 
 def _keep(key: str, name: str) -> None:
-    content = _read()
-    content[_machine()] = {**_kept(), key: name}
+    _kept[key] = name
+    content = _read()  # other processes may have written choices since
+    content[_machine()] = {**_of_this_machine(content), key: name}
     # A home folder may be read-only: then each process measures.
     with suppress(OSError), atomic_write(cache_file()) as draft:
         draft.write_text(json.dumps(content, indent=1))

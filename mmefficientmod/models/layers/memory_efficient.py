@@ -129,9 +129,25 @@ def norm_mlp(
         ``(..., C_out)``.
     """
     if not torch.is_grad_enabled():
-        return linear(linear_gelu(norm(x), fc1), fc2)
+        return gelu_mlp(norm(x), fc1, fc2)
     (y,) = norm_linear(x, norm, fc1)
     return gelu_linear(y, fc2)
+
+
+def gelu_mlp(x: Tensor, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
+    """``fc2(GELU(fc1(x)))``; saves ``x`` and the output of ``fc1``.
+
+    Args:
+        x: ``(..., C)``.
+        fc1: From C to any number of channels.
+        fc2: From these to C_out channels.
+
+    Returns:
+        ``(..., C_out)``.
+    """
+    if not torch.is_grad_enabled():
+        return linear(linear_gelu(x, fc1), fc2)
+    return gelu_linear(linear(x, fc1), fc2)
 
 
 def product_linear(
