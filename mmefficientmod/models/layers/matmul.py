@@ -1,8 +1,8 @@
 """Matrix products of linear layers, by the library that is faster here.
 
 On a CPU, PyTorch hands float32 products to one library, mostly MKL, which
-runs at about half of the speed of an AMD processor. oneDNN, which is part of
-PyTorch too, runs at full speed there; on Intel processors it depends on the
+runs at about half speed on some AMD processors. oneDNN, which is part of
+PyTorch too, runs at full speed there; on other processors it depends on the
 shape. So the libraries are measured, once for each class of shapes, and the
 choice is kept in a file: another process computes the same numbers to the
 last bit. ``docs/speed.md`` has what this gains.
