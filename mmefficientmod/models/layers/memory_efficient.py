@@ -280,10 +280,12 @@ class _NormLinear(Function):
                 matmul.weight_gradient(grad, rows),
                 None if b is None else grad.sum(0),
             ]
-            found = matmul.input_gradient(grad, w.to(ctx.dtype))
-            grad_y = found if grad_y is None else grad_y.add_(found)
+            part = matmul.input_gradient(grad, w.to(ctx.dtype))
+            # Summed in the dtype of x, as under PyTorch's autocast: a sum of
+            # two finite float16 can overflow.
+            grad_y = part.to(x.dtype) if grad_y is None else grad_y.add_(part)
         grad_norm = torch.ops.aten.native_layer_norm_backward(
-            grad_y.view(x.shape).to(x.dtype),
+            grad_y.view(x.shape),
             x,
             x.shape[-1:],
             *stats,
