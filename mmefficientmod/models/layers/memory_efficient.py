@@ -42,6 +42,9 @@ def norm_linear(
     if not torch.is_grad_enabled():
         x = norm(x)
         return [matmul.linear(x, m.weight, m.bias) for m in linears]
+    if x.is_cuda:
+        # As autocast does: the kernels of a GPU take a single dtype.
+        x = x.to(norm.weight.dtype)
     params = [p for m in linears for p in (m.weight, m.bias)]
     return _NormLinear.apply(x, norm.weight, norm.bias, norm.eps, *params)
 
