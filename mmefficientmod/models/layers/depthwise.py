@@ -80,6 +80,9 @@ class _DepthwiseConv(Function):
         # Summed over the images in float32, as PyTorch's own gradient is.
         wide = torch.promote_types(weight.dtype, torch.float32)
         grad_weight = torch.zeros_like(weight, dtype=wide)
+        if weight.dtype is torch.float16:
+            # The sum over one image can overflow where that over all is small.
+            x, grad = x.to(wide), grad.to(wide)
         for image, kernel in zip(x, grad, strict=True):
             one = F.conv2d(
                 image.unsqueeze(0),

@@ -42,6 +42,9 @@ def norm_linear(
     if not torch.is_grad_enabled():
         x = norm(x)
         return [matmul.linear(x, m.weight, m.bias) for m in linears]
+    if x.is_cuda:
+        # As autocast does: the kernels of a GPU take a single dtype.
+        x = x.to(norm.weight.dtype)
     params = [p for m in linears for p in (m.weight, m.bias)]
     return _NormLinear.apply(x, norm.weight, norm.bias, norm.eps, *params)
 
@@ -280,10 +283,12 @@ class _NormLinear(Function):
                 matmul.weight_gradient(grad, rows),
                 None if b is None else grad.sum(0),
             ]
-            found = matmul.input_gradient(grad, w.to(ctx.dtype))
-            grad_y = found if grad_y is None else grad_y.add_(found)
+            part = matmul.input_gradient(grad, w.to(ctx.dtype))
+            # Summed in the dtype of x, as under PyTorch's autocast: a sum of
+            # two finite float16 can overflow.
+            grad_y = part.to(x.dtype) if grad_y is None else grad_y.add_(part)
         grad_norm = torch.ops.aten.native_layer_norm_backward(
-            grad_y.view(x.shape).to(x.dtype),
+            grad_y.view(x.shape),
             x,
             x.shape[-1:],
             *stats,
