@@ -7,9 +7,10 @@ import traceback
 from mmefficientmod.checkpoint.reading import CheckpointError
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.datasets import DataError
+from mmefficientmod.engine.finite import TrainingError
 
 # Errors that the package raises for users.
-USER_ERRORS = (CheckpointError, ConfigError, DataError)
+USER_ERRORS = (CheckpointError, ConfigError, DataError, TrainingError)
 # The module of MMEngine that calls the class that a dict of a config names.
 REGISTRY = 'mmengine.registry.build_functions'
 MODELS = 'mmefficientmod.models'

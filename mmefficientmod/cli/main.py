@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.dist import is_main_process
+from mmengine.logging import MMLogger
 
 from mmefficientmod.cli.arguments import COMMON
 from mmefficientmod.cli.errors import user_message
@@ -50,10 +51,12 @@ def run(main: Callable[[Sequence[str] | None], Any]) -> None:
 
 @contextlib.contextmanager
 def remove_if_failed(work_dir: str) -> Iterator[None]:
-    """Remove the work dir of a run that fails before its first checkpoint.
+    """Remove what a run made that fails before its first checkpoint.
 
-    It stays if it existed before, if it holds a checkpoint, or if the error
-    is not the user's, since its log helps to find a bug.
+    That is its folder of logs, and the work dir if nothing else is in it than
+    the config that the run wrote. All stays if the work dir existed before,
+    if there is a checkpoint, or if the error is not the user's, since its log
+    helps to find a bug.
 
     Args:
         work_dir: The folder.
@@ -69,20 +72,21 @@ def remove_if_failed(work_dir: str) -> Iterator[None]:
             and is_main_process()
             and not any(folder.rglob('*.pth'))
         ):
-            _close_log_files(folder)
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove_logs(folder)
+            rest = list(folder.glob('*'))
+            if all(x.suffix == '.py' and x.is_file() for x in rest):
+                shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def _close_log_files(folder: Path) -> None:
-    """Close the log files in a folder, and no others of the process."""
-    for logger in logging.Logger.manager.loggerDict.values():
-        if not isinstance(logger, logging.Logger):  # only a parent's name
+def _remove_logs(folder: Path) -> None:
+    """Remove the folder of this run's logs in a work dir."""
+    logger = MMLogger.get_current_instance()
+    for handler in list(logger.handlers):
+        if not isinstance(handler, logging.FileHandler):
             continue
-        for handler in list(logger.handlers):
-            if (
-                isinstance(handler, logging.FileHandler)
-                and folder.resolve() in Path(handler.baseFilename).parents
-            ):
-                handler.close()
-                logger.removeHandler(handler)
+        logs = Path(handler.baseFilename).parent
+        if folder.resolve() in logs.parents:  # else of an earlier run
+            handler.close()
+            logger.removeHandler(handler)
+            shutil.rmtree(logs, ignore_errors=True)
