@@ -286,7 +286,9 @@ def test_swapped_config_is_trained_tested_and_resumed(tool, workplace, capsys):
     metrics = tool('test').main([argv[0], str(last), *argv[1:], *options])
     assert 'coco/bbox_mAP' in metrics
     resume = [*argv, '--resume', str(last)]
-    assert tool('train').main([*resume, *weights, *options]) is None
+    with pytest.raises(SystemExit) as stop:
+        tool('train').main([*resume, *weights, *options])
+    assert stop.value.code is None
     assert 'nothing is left to do' in capsys.readouterr().out
     options += ['train_cfg.max_epochs=2']
     message = fails(tool('train').main, [*resume, *options], capsys)
@@ -601,6 +603,18 @@ def test_failed_run_leaves_a_run_that_started_in_its_work_dir(tmp_path):
     assert log.exists()
     assert (tmp_path / 'run/config.py').exists()
     assert not (tmp_path / 'run/1').exists()
+
+
+def test_new_run_replaces_another_only_if_it_is_told_to(train, tool, capsys):
+    folder = train()
+    argv = [CONFIG, '--mini', '--cfg-options', *SHORT]
+    before = (folder / 'iter_2.pth').read_bytes()
+    message = fails(tool('train').main, argv, capsys)
+    assert '--resume, replace it with --overwrite, or choose' in message
+    assert (folder / 'iter_2.pth').read_bytes() == before
+    shutil.copy(folder / 'iter_2.pth', folder / 'iter_900.pth')
+    train('--overwrite')
+    assert [x.name for x in folder.glob('*.pth')] == ['iter_2.pth']
 
 
 TOOLS = sorted(path.stem for path in (ROOT / 'tools').glob('*.py'))

@@ -46,9 +46,11 @@ class Dropped(BaseModel):
         self.linear = nn.Linear(4, 1)
         self.inputs, self.seen = [], []
 
-    def forward(self, inputs, mode):
-        self.inputs.append(torch.stack(inputs))
-        dropped = nn.functional.dropout(torch.stack(inputs), 0.5)
+    def forward(self, *inputs, mode):
+        if isinstance(inputs[0], list):  # not from data parallelism
+            (inputs,) = inputs
+        self.inputs.append(torch.stack(tuple(inputs)))
+        dropped = nn.functional.dropout(torch.stack(tuple(inputs)), 0.5)
         loss = self.linear(dropped).square().mean()
         self.seen.append(loss.item())
         return {'loss': loss} if mode == 'loss' else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from mmengine.dist import is_main_process
@@ -63,7 +64,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> Runner | FlexibleRunner | None:
+def main(argv: Sequence[str] | None = None) -> Runner | FlexibleRunner:
     args = parse_args(argv)
     cfg = cli.load_run_config(args)
     if args.fsdp:
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> Runner | FlexibleRunner | None:
         done = nothing_left(cfg, start) if cfg.resume else None
         if done:
             print_log(done, 'current')
-            return None
+            sys.exit()
     if args.pretrained and not args.backbone:
         set_pretrained(cfg, args.pretrained)
     loaders = ('train_dataloader', 'val_dataloader')

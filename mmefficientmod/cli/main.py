@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from mmefficientmod.cli.arguments import COMMON
 from mmefficientmod.cli.errors import user_message
 from mmefficientmod.engine import distributed
 from mmefficientmod.engine.console import silence_noise
+from mmefficientmod.engine.distributed import failure_of_another
 
 # Exit codes: argparse's for a wrong command line, a shell's for Ctrl-C.
 USER_ERROR, INTERRUPTED = 2, 130
@@ -43,10 +46,28 @@ def run(main: Callable[[Sequence[str] | None], Any]) -> None:
         message = user_message(error)
         if message is None:
             raise
+        _let_first_process_speak(error)
         if COMMON.parse_known_args()[0].traceback:
             traceback.print_exc()
         print(f'error: {message}', file=sys.stderr)
         sys.exit(USER_ERROR)
+
+
+def _let_first_process_speak(error: Exception) -> None:
+    """Wait while the launcher ends this process because another one failed.
+
+    Processes that share a mistake would all print it, and those that wait for
+    a process that failed would print that they do.
+
+    Args:
+        error: The error of this process.
+    """
+    if int(os.environ.get('WORLD_SIZE', 1)) < 2:
+        return
+    rank = int(os.environ.get('RANK', 0))
+    if failure_of_another(error) or rank:
+        # The agent of PyTorch 2.1 looks every 5 seconds.
+        time.sleep(7)
 
 
 @contextlib.contextmanager

@@ -127,6 +127,8 @@ class SafeCheckpointHook(CheckpointHook):
     The runners of the tools put it in the place of ``CheckpointHook``.
     """
 
+    file_backend: Any
+
     def before_train(self, runner: Any) -> None:
         """Prepare the folder, and removing files later."""
         super().before_train(runner)

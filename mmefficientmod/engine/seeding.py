@@ -247,7 +247,8 @@ def skip_batches(loader: DataLoader, number: int) -> None:
     if isinstance(loader.batch_sampler, SkippingBatchSampler):
         loader.batch_sampler.num_skipped_once = number
     elif isinstance(loader.sampler, PositionedSampler):
-        loader.sampler.num_skipped_once = number * loader.batch_size
+        # None is only for a batch sampler.
+        loader.sampler.num_skipped_once = number * (loader.batch_size or 1)
 
 
 class SeededDataset(Dataset):

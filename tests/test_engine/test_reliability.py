@@ -477,8 +477,8 @@ def test_changed_rate_without_a_schedule_is_used(tmp_path):
 class Exploding(Dropped):
     """The loss of one step is NaN."""
 
-    def forward(self, inputs, mode):
-        losses = super().forward(inputs, mode)
+    def forward(self, *inputs, mode):
+        losses = super().forward(*inputs, mode=mode)
         factor = float('nan') if len(self.seen) == 3 else 1.0
         return {key: factor * value for key, value in losses.items()}
 
