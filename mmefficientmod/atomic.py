@@ -35,6 +35,25 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     draft = target.with_name(f'.{target.name}.{os.getpid()}.part')
     try:
         yield draft
+        sync(draft)
         os.replace(draft, target)
+        sync_folder(target.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file is on the disk."""
+    with open(path, 'rb') as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, where that exists."""
+    if not hasattr(os, 'O_DIRECTORY'):  # Windows cannot open a folder
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

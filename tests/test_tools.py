@@ -1,7 +1,6 @@
 """The command lines, on the miniature: their results and their errors."""
 
 import json
-import logging
 import os
 import pickle
 import shutil
@@ -13,6 +12,7 @@ import cv2
 import pytest
 import torch
 from helpers import ROOT
+from mmengine.logging import MMLogger
 from torch.testing import assert_close
 
 from mmefficientmod import EfficientMod, cli
@@ -286,11 +286,14 @@ def test_swapped_config_is_trained_tested_and_resumed(tool, workplace, capsys):
     metrics = tool('test').main([argv[0], str(last), *argv[1:], *options])
     assert 'coco/bbox_mAP' in metrics
     resume = [*argv, '--resume', str(last)]
+    with pytest.raises(SystemExit) as stop:
+        tool('train').main([*resume, *weights, *options])
+    assert stop.value.code is None
+    assert 'nothing is left to do' in capsys.readouterr().out
+    options += ['train_cfg.max_epochs=2']
     message = fails(tool('train').main, [*resume, *options], capsys)
     assert 'frozen_stages=1' in message
-    again = tool('train').main(
-        [*resume, *weights, *options, 'train_cfg.max_epochs=2']
-    )
+    again = tool('train').main([*resume, *weights, *options])
     assert again.epoch == 2
 
 
@@ -564,28 +567,54 @@ def test_interrupted_tool_exits_with_130():
     assert stop.value.code == 130
 
 
-def test_log_files_of_other_runs_stay_open(tmp_path):
-    others = logging.getLogger('others')
-    handler = logging.FileHandler(tmp_path / 'others.log')
-    others.addHandler(handler)
-    own = logging.getLogger('own')
+def fail_in(work_dir, meanwhile=lambda: None):
+    """A run that fails after it has made its log."""
 
-    def fail():
-        with cli.remove_if_failed(str(tmp_path / 'run')):
-            (tmp_path / 'run').mkdir()
-            own.addHandler(logging.FileHandler(tmp_path / 'run/own.log'))
-            raise DataError('x')
+    def run():
+        logs = work_dir / '1'
+        logs.mkdir(parents=True)
+        MMLogger.get_instance(f'of {work_dir}', log_file=logs / 'own.log')
+        (work_dir / 'config.py').touch()
+        meanwhile()
+        raise DataError('x')
 
-    try:
-        with pytest.raises(DataError):
-            fail()
-        others.error('still logged')
-    finally:
-        others.removeHandler(handler)
-        handler.close()
+    with cli.remove_if_failed(str(work_dir)):
+        run()
+
+
+def test_failed_run_removes_its_work_dir_and_no_log_of_another(tmp_path):
+    others = MMLogger.get_instance('others', log_file=tmp_path / 'others.log')
+    with pytest.raises(DataError):
+        fail_in(tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
-    assert not own.handlers
-    assert (tmp_path / 'others.log').read_text() == 'still logged\n'
+    others.error('still logged')
+    assert 'still logged' in (tmp_path / 'others.log').read_text()
+
+
+def test_failed_run_leaves_a_run_that_started_in_its_work_dir(tmp_path):
+    log = tmp_path / 'run/2/other.log'
+
+    def start_another():
+        log.parent.mkdir()
+        log.touch()
+
+    with pytest.raises(DataError):
+        fail_in(tmp_path / 'run', start_another)
+    assert log.exists()
+    assert (tmp_path / 'run/config.py').exists()
+    assert not (tmp_path / 'run/1').exists()
+
+
+def test_new_run_replaces_another_only_if_it_is_told_to(train, tool, capsys):
+    folder = train()
+    argv = [CONFIG, '--mini', '--cfg-options', *SHORT]
+    before = (folder / 'iter_2.pth').read_bytes()
+    message = fails(tool('train').main, argv, capsys)
+    assert '--resume, replace it with --overwrite, or choose' in message
+    assert (folder / 'iter_2.pth').read_bytes() == before
+    shutil.copy(folder / 'iter_2.pth', folder / 'iter_900.pth')
+    train('--overwrite')
+    assert [x.name for x in folder.glob('*.pth')] == ['iter_2.pth']
 
 
 TOOLS = sorted(path.stem for path in (ROOT / 'tools').glob('*.py'))

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--work-dir', default='work_dirs/demo')
     args = parser.parse_args(argv)
 
-    run = [args.config, '--mini', '--work-dir', args.work_dir]
+    run = [args.config, '--mini', '--work-dir', args.work_dir, '--overwrite']
     runner = train.main(run)
     miou = runner.message_hub.get_scalar('val/mIoU_present').current()
     last = Path(args.work_dir, 'last_checkpoint').read_text().strip()

@@ -35,7 +35,7 @@ with_torchrun() {
   fi
   # torchrun would set the same value, with a warning.
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-  exec "$python" -m torch.distributed.run \
+  exec "$python" -m mmefficientmod.engine.launch \
     "${rendezvous[@]}" --nproc-per-node "$processes" \
     "$tools/$tool" "$@" --launcher pytorch
 }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
+from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import FlexibleRunner, Runner
 
@@ -14,8 +16,12 @@ from mmefficientmod.config.schedule import enable_auto_scale_lr
 from mmefficientmod.datasets import check_data_exists, fit_classes
 from mmefficientmod.engine import modes
 from mmefficientmod.engine.hooks import check_checkpoint
-from mmefficientmod.engine.resume import first_checkpoint
+from mmefficientmod.engine.resume import choose_checkpoint, nothing_left
 from mmefficientmod.engine.runner import build_runner
+from mmefficientmod.engine.work_dir import (
+    refuse_checkpoints,
+    remove_checkpoints,
+)
 from mmefficientmod.swap.weights import set_pretrained
 
 
@@ -32,8 +38,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='FILE',
-        help='continue from a checkpoint, by default the last one in the '
-        'work dir',
+        help='continue from a checkpoint, by default the newest whole one in '
+        'the work dir; without any, start at the beginning',
+    )
+    parser.add_argument(
+        '--overwrite',
+        action='store_true',
+        help='remove the checkpoints that an earlier run left in the work dir',
+    )
+    parser.add_argument(
+        '--keep-going',
+        action='store_true',
+        help='only warn if the loss or a weight is not finite',
     )
     parser.add_argument(
         '--auto-scale-lr',
@@ -61,10 +77,17 @@ def main(argv: Sequence[str] | None = None) -> Runner | FlexibleRunner:
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.auto_scale_lr:
         enable_auto_scale_lr(cfg, args.config)
-    start = first_checkpoint(cfg)
+    if not cfg.get('resume') and not args.overwrite:
+        refuse_checkpoints(cfg.work_dir)
+    cfg.keep_going = args.keep_going
+    start = choose_checkpoint(cfg)
     if start:
         check_exists(start)
         check_checkpoint(cfg, start)
+        done = nothing_left(cfg, start) if cfg.resume else None
+        if done:
+            print_log(done, 'current')
+            sys.exit()
     if args.pretrained and not args.backbone:
         set_pretrained(cfg, args.pretrained)
     loaders = ('train_dataloader', 'val_dataloader')
@@ -79,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> Runner | FlexibleRunner:
             )
         if not args.mini:
             modes.warn_without_weights(cfg, fine_tunes=bool(classes))
+        if args.overwrite and not cfg.resume and is_main_process():
+            remove_checkpoints(cfg.work_dir)
         runner.train()
     return runner
 

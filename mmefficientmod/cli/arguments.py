@@ -130,6 +130,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default='none',
         help='what started the processes of a distributed run',
     )
+    parser.add_argument(
+        '--dist-timeout',
+        type=float,
+        default=10,
+        metavar='MINUTES',
+        help='for so long a process waits for another one (default: 10)',
+    )
     # torch.distributed.launch passes it; torchrun sets a variable instead.
     parser.add_argument(
         '--local-rank', '--local_rank', type=int, default=0,
@@ -174,8 +181,13 @@ def load_run_config(args: argparse.Namespace) -> Config:
     """
     matmul.use_library(args.matmul)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    distributed.start(args.launcher)
+    if not args.dist_timeout > 0:
+        raise ConfigError('--dist-timeout must be more than 0 minutes')
+    distributed.start(args.launcher, args.dist_timeout)
     cfg = load_chosen_config(args)
+    if args.launcher != 'none':
+        seconds = max(1, round(60 * args.dist_timeout))
+        cfg.merge_from_dict({'env_cfg.dist_cfg.timeout': seconds})
     if args.mini:
         apply_mini(cfg)
     apply_options(cfg, args.cfg_options)

@@ -7,9 +7,11 @@ import traceback
 from mmefficientmod.checkpoint.reading import CheckpointError
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.datasets import DataError
+from mmefficientmod.engine.distributed import failure_of_another
+from mmefficientmod.engine.finite import TrainingError
 
 # Errors that the package raises for users.
-USER_ERRORS = (CheckpointError, ConfigError, DataError)
+USER_ERRORS = (CheckpointError, ConfigError, DataError, TrainingError)
 # The module of MMEngine that calls the class that a dict of a config names.
 REGISTRY = 'mmengine.registry.build_functions'
 MODELS = 'mmefficientmod.models'
@@ -26,6 +28,9 @@ def user_message(error: BaseException | None) -> str | None:
             # PyTorch puts the stack trace of a worker process, which ends
             # with the name of the error, before the message.
             return str(error).rpartition(f'{type(error).__name__}: ')[2]
+        waiting = failure_of_another(error)
+        if waiting:
+            return waiting
         if is_config_mistake(error):
             # The text of a KeyError has quotes around its message.
             message = error.args[0] if isinstance(error, KeyError) else error

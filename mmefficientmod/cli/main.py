@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import is_main_process
+from mmengine.logging import MMLogger
 
 from mmefficientmod.cli.arguments import COMMON
 from mmefficientmod.cli.errors import user_message
 from mmefficientmod.engine import distributed
 from mmefficientmod.engine.console import silence_noise
+from mmefficientmod.engine.distributed import failure_of_another
 
 # Exit codes: argparse's for a wrong command line, a shell's for Ctrl-C.
 USER_ERROR, INTERRUPTED = 2, 130
@@ -42,18 +46,38 @@ def run(main: Callable[[Sequence[str] | None], Any]) -> None:
         message = user_message(error)
         if message is None:
             raise
+        _let_first_process_speak(error)
         if COMMON.parse_known_args()[0].traceback:
             traceback.print_exc()
         print(f'error: {message}', file=sys.stderr)
         sys.exit(USER_ERROR)
 
 
+def _let_first_process_speak(error: Exception) -> None:
+    """Wait while the launcher ends this process because another one failed.
+
+    Processes that share a mistake would all print it, and those that wait for
+    a process that failed would print that they do.
+
+    Args:
+        error: The error of this process.
+    """
+    if int(os.environ.get('WORLD_SIZE', 1)) < 2:
+        return
+    rank = int(os.environ.get('RANK', 0))
+    if failure_of_another(error) or rank:
+        # The agent of PyTorch 2.1 looks every 5 seconds.
+        time.sleep(7)
+
+
 @contextlib.contextmanager
 def remove_if_failed(work_dir: str) -> Iterator[None]:
-    """Remove the work dir of a run that fails before its first checkpoint.
+    """Remove what a run made that fails before its first checkpoint.
 
-    It stays if it existed before, if it holds a checkpoint, or if the error
-    is not the user's, since its log helps to find a bug.
+    That is its folder of logs, and the work dir if nothing else is in it than
+    the config that the run wrote. All stays if the work dir existed before,
+    if there is a checkpoint, or if the error is not the user's, since its log
+    helps to find a bug.
 
     Args:
         work_dir: The folder.
@@ -69,20 +93,21 @@ def remove_if_failed(work_dir: str) -> Iterator[None]:
             and is_main_process()
             and not any(folder.rglob('*.pth'))
         ):
-            _close_log_files(folder)
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove_logs(folder)
+            rest = list(folder.glob('*'))
+            if all(x.suffix == '.py' and x.is_file() for x in rest):
+                shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def _close_log_files(folder: Path) -> None:
-    """Close the log files in a folder, and no others of the process."""
-    for logger in logging.Logger.manager.loggerDict.values():
-        if not isinstance(logger, logging.Logger):  # only a parent's name
+def _remove_logs(folder: Path) -> None:
+    """Remove the folder of this run's logs in a work dir."""
+    logger = MMLogger.get_current_instance()
+    for handler in list(logger.handlers):
+        if not isinstance(handler, logging.FileHandler):
             continue
-        for handler in list(logger.handlers):
-            if (
-                isinstance(handler, logging.FileHandler)
-                and folder.resolve() in Path(handler.baseFilename).parents
-            ):
-                handler.close()
-                logger.removeHandler(handler)
+        logs = Path(handler.baseFilename).parent
+        if folder.resolve() in logs.parents:  # else of an earlier run
+            handler.close()
+            logger.removeHandler(handler)
+            shutil.rmtree(logs, ignore_errors=True)

@@ -8,25 +8,32 @@ does, and :func:`without_device` lets MMEngine wrap a model that is on the CPU.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
+from datetime import timedelta
 from inspect import isclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from mmengine.dist import is_distributed
 from mmengine.registry import MODEL_WRAPPERS
 from torch.nn.parallel import DistributedDataParallel
 
 from mmefficientmod.config.nodes import ConfigError
 
+# What torchrun sets for each process.
+VARIABLES = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
 
-def start(launcher: str) -> None:
+
+def start(launcher: str, timeout: float) -> None:
     """Check the launcher, and create the process group if there is no GPU.
 
     With GPUs, MMEngine creates it.
 
     Args:
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+        timeout: For so many minutes a process waits for another one.
 
     Raises:
         ConfigError: If the launcher did not start this process, or if it
@@ -34,10 +41,12 @@ def start(launcher: str) -> None:
     """
     if launcher == 'none':
         return
-    if launcher == 'pytorch' and 'RANK' not in os.environ:
+    missing = [name for name in VARIABLES if not os.environ.get(name)]
+    if launcher == 'pytorch' and missing:
         raise ConfigError(
-            '--launcher pytorch is for processes that torchrun started; '
-            'tools/dist_train.sh and tools/dist_test.sh start them'
+            '--launcher pytorch is for processes that torchrun started, and '
+            f'{", ".join(missing)} {"is" if len(missing) == 1 else "are"} not '
+            'set; tools/dist_train.sh and tools/dist_test.sh start them'
         )
     if torch.cuda.is_available():
         local_rank = int(os.environ.get('LOCAL_RANK', 0))
@@ -53,13 +62,46 @@ def start(launcher: str) -> None:
             'on CPUs, use --launcher pytorch'
         )
     if not is_distributed():
-        torch.distributed.init_process_group('gloo')
+        limit = timedelta(minutes=timeout)
+        store, rank, size = next(dist.rendezvous('env://', timeout=limit))
+        # After a restart (--max-restarts), torchrun's store still has the
+        # addresses of the processes that ended.
+        attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
+        dist.init_process_group(
+            'gloo',
+            store=dist.PrefixStore(f'attempt {attempt}', store),
+            rank=rank,
+            world_size=size,
+            timeout=limit,
+        )
+
+
+def failure_of_another(error: BaseException) -> str | None:
+    """The message if a process waits for another one that does not answer.
+
+    Args:
+        error: An error of a collective operation.
+
+    Returns:
+        A sentence, or None if the error is another one.
+    """
+    text = str(error)
+    if not isinstance(error, RuntimeError):
+        return None
+    if re.search('[Tt]imed out', text) and re.search('gloo|wait', text):
+        return (
+            'another process did not answer in time; its own output or log '
+            'may say why. --dist-timeout MINUTES waits longer'
+        )
+    if re.search('gloo.*(closed|reset|refused|broken)', text, re.I):
+        return 'another process has ended; its own output says why'
+    return None
 
 
 def stop() -> None:
     """Leave the process group, if there is one."""
     if is_distributed():
-        torch.distributed.destroy_process_group()
+        dist.destroy_process_group()
 
 
 def num_cores() -> int:

@@ -2,31 +2,65 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader, find_latest_checkpoint
+from mmengine.dist import broadcast_object_list, get_rank
+from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader
 
 from mmefficientmod.config.nodes import ConfigError, find_model
+from mmefficientmod.config.schedule import training_length
+from mmefficientmod.engine.work_dir import newest_checkpoint, read_state
 
 
-def first_checkpoint(cfg: Config) -> str | None:
+def choose_checkpoint(cfg: Config) -> str | None:
     """The checkpoint that a training starts from.
 
     Args:
-        cfg: The config.
+        cfg: The config, changed in place. A run that is resumed without
+            ``load_from`` gets the newest checkpoint of its work dir, or is
+            no longer resumed if there is none.
 
     Returns:
-        ``load_from``, or else the last checkpoint in ``work_dir`` if the run
-        is resumed; None if there is none.
+        The path or URL, None if there is none.
+
+    Raises:
+        CheckpointError: If a run cannot continue from it.
     """
-    path = cfg.get('load_from')
-    if path or not cfg.get('resume'):
-        return path
-    # MMEngine warns if there is none.
-    if Path(cfg.work_dir, 'last_checkpoint').is_file():
-        return find_latest_checkpoint(cfg.work_dir)
-    return None
+    if not cfg.get('resume'):
+        return cfg.get('load_from')
+    if cfg.get('load_from'):
+        read_state(cfg.load_from)
+        return cfg.load_from
+    found = [newest_checkpoint(cfg.work_dir) if get_rank() == 0 else None]
+    broadcast_object_list(found)
+    cfg.load_from = found[0]
+    if found[0] is None:
+        print_log(
+            f'--resume: {cfg.work_dir} has no checkpoint; this run starts at '
+            'the beginning',
+            'current',
+        )
+        cfg.resume = False
+    return found[0]
+
+
+def nothing_left(cfg: Config, path: str) -> str | None:
+    """Say that a resumed training is at its end, None if it is not.
+
+    Args:
+        cfg: The config.
+        path: The checkpoint that the run continues from.
+    """
+    length, by_epoch = training_length(cfg)
+    unit = 'epoch' if by_epoch else 'iter'
+    done = read_state(path)['meta'][unit]
+    if not cfg.get('resume') or not length or done < length:
+        return None
+    return (
+        f'{path} was saved after {unit} {done}, and the training ends after '
+        f'{length}: nothing is left to do. Train longer with '
+        f'--cfg-options train_cfg.max_{unit}s=N'
+    )
 
 
 def resume_as_before(cfg: Config) -> None:
@@ -38,14 +72,14 @@ def resume_as_before(cfg: Config) -> None:
     option would train other layers than before.
 
     Args:
-        cfg: The config, changed in place; see :func:`first_checkpoint`.
+        cfg: The config, changed in place; see :func:`choose_checkpoint`.
 
     Raises:
         ConfigError: If the checkpoint was trained with another number of
             frozen stages.
     """
-    path = first_checkpoint(cfg)
-    if not path:
+    path = choose_checkpoint(cfg)
+    if not path or not cfg.resume:
         return
     checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu', 'silent')
     meta = checkpoint.get('meta') or {}

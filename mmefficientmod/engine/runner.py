@@ -9,6 +9,7 @@ terminal.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mmengine.config import Config
@@ -26,8 +27,12 @@ from mmefficientmod.config.schedule import adapt_auto_scale_lr
 from mmefficientmod.datasets import name_file_on_error
 from mmefficientmod.engine import distributed
 from mmefficientmod.engine.console import show_progress
+from mmefficientmod.engine.finite import FiniteHook
 from mmefficientmod.engine.hooks import MatmulLogHook
+from mmefficientmod.engine.interrupt import InterruptHook, init_worker
 from mmefficientmod.engine.resume import resume_as_before
+from mmefficientmod.engine.saving import SafeCheckpointHook, SavingMixin
+from mmefficientmod.engine.schedules import ConfigSchedule
 from mmefficientmod.engine.seeding import SeedStepHook, seed_samples
 
 if TYPE_CHECKING:
@@ -35,8 +40,14 @@ if TYPE_CHECKING:
     from mmengine._strategy import BaseStrategy
 
 
-class RunnerMixin:
+# MMEngine's hook for checkpoints where a config has none.
+MMENGINE_SAVING = dict(type='CheckpointHook', interval=1)
+
+
+class RunnerMixin(SavingMixin):
     """What the runners of the tools have in common."""
+
+    cfg: Config
 
     @staticmethod
     def build_dataloader(
@@ -62,14 +73,53 @@ class RunnerMixin:
             cfg = seed_samples(cfg, seed)
         loader = Runner.build_dataloader(cfg, seed, diff_rank_seed)
         name_file_on_error(loader.dataset)
+        loader.worker_init_fn = partial(init_worker, loader.worker_init_fn)
         return loader
 
-    def register_hooks(self, *args: Any, **kwargs: Any) -> None:
-        """Register the hooks of the config, and those of every run."""
-        # The runner that this mixin is combined with has both methods.
-        super().register_hooks(*args, **kwargs)  # type: ignore[misc]
-        for hook in SeedStepHook(), MatmulLogHook():
+    # The runner that this mixin is combined with has these methods.
+
+    def register_hooks(
+        self,
+        default_hooks: Mapping[str, Any] | None = None,
+        custom_hooks: list | None = None,
+    ) -> None:
+        """Register the hooks of the config, and those of every run.
+
+        Args:
+            default_hooks: Those of the config, with MMEngine's for the
+                others. ``CheckpointHook`` becomes ``SafeCheckpointHook``.
+            custom_hooks: Further hooks of the config.
+        """
+        hooks = dict(default_hooks or {})
+        saving = hooks.get('checkpoint', MMENGINE_SAVING)
+        if isinstance(saving, Mapping) and (
+            type_name(saving) == 'CheckpointHook'
+        ):
+            hooks['checkpoint'] = {**saving, 'type': SafeCheckpointHook}
+        super().register_hooks(hooks, custom_hooks)  # type: ignore[misc]
+        self.interrupt_hook = InterruptHook()
+        for hook in (
+            SeedStepHook(),
+            MatmulLogHook(),
+            FiniteHook(self.cfg.get('keep_going', False)),
+            self.interrupt_hook,
+        ):
             self.register_hook(hook)  # type: ignore[attr-defined]
+
+    def load_or_resume(self) -> None:
+        """Load the checkpoint; a resumed run keeps the config's schedule."""
+        resume = self._resume  # type: ignore[attr-defined]
+        schedule = ConfigSchedule(self) if resume else None
+        super().load_or_resume()  # type: ignore[misc]
+        if schedule:
+            schedule.restore()
+
+    def train(self) -> nn.Module:
+        """Train, and leave the handling of signals as it was."""
+        try:
+            return super().train()  # type: ignore[misc]
+        finally:
+            self.interrupt_hook.restore()
 
 
 class ToolRunner(RunnerMixin, Runner):

@@ -27,7 +27,7 @@ from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from mmengine.runner import Runner
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mmefficientmod.registry import HOOKS
 
@@ -80,7 +80,13 @@ def seed_samples(dataloader: Mapping[str, Any], seed: int) -> dict[str, Any]:
     sampler = dict(
         type=build_positioned_sampler, sampler=dataloader['sampler']
     )
-    return {**dataloader, 'dataset': dataset, 'sampler': sampler}
+    cfg = {**dataloader, 'dataset': dataset, 'sampler': sampler}
+    if isinstance(cfg.get('batch_sampler'), Mapping):
+        cfg['batch_sampler'] = dict(
+            type=build_skipping_batch_sampler,
+            batch_sampler=cfg['batch_sampler'],
+        )
+    return cfg
 
 
 class PositionedIndex(int):
@@ -118,6 +124,7 @@ class PositionedSampler(Sampler):
     """
 
     num_skipped = 0  # indices that this process took before it was stopped
+    num_skipped_once = 0  # the same, of the epoch that is resumed
 
     def __init__(self, sampler: Any) -> None:
         self.wrapped = sampler
@@ -129,9 +136,12 @@ class PositionedSampler(Sampler):
         # Samplers share one order of indices among the processes: the first
         # index to the first process, the second to the second, and so on.
         rank, world_size = get_dist_info()
-        start = self.num_skipped * world_size + rank
+        once, self.num_skipped_once = self.num_skipped_once, 0
+        start = (self.num_skipped + once) * world_size + rank
         for position, index in zip(
-            itertools.count(start, world_size), self.wrapped, strict=False
+            itertools.count(start, world_size),
+            itertools.islice(self.wrapped, once, None),
+            strict=False,
         ):
             if isinstance(index, int):
                 epoch = getattr(self.wrapped, 'epoch', 0)
@@ -185,6 +195,60 @@ def build_positioned_sampler(
     if hasattr(sampler, 'skip'):
         return PositionedSkippingSampler(sampler)
     return PositionedSampler(sampler)
+
+
+class SkippingBatchSampler(Sampler):
+    """A batch sampler that can begin within an epoch.
+
+    Args:
+        batch_sampler: The batch sampler.
+    """
+
+    num_skipped_once = 0  # batches of the epoch that is resumed
+
+    def __init__(self, batch_sampler: Any) -> None:
+        self.wrapped = batch_sampler
+
+    def __len__(self) -> int:
+        return len(self.wrapped)
+
+    def __iter__(self) -> Iterator[Any]:
+        once, self.num_skipped_once = self.num_skipped_once, 0
+        return itertools.islice(self.wrapped, once, None)
+
+    def __getattr__(self, name: str) -> Any:
+        return _attribute_of_wrapped(self, name)
+
+
+def build_skipping_batch_sampler(
+    sampler: Sampler, batch_size: int, batch_sampler: Mapping[str, Any]
+) -> SkippingBatchSampler:
+    """Build a batch sampler of a config, wrapped.
+
+    Args:
+        sampler: The sampler of its indices.
+        batch_size: Size of its batches.
+        batch_sampler: Config of the batch sampler.
+    """
+    built = DATA_SAMPLERS.build(
+        batch_sampler,
+        default_args=dict(sampler=sampler, batch_size=batch_size),
+    )
+    return SkippingBatchSampler(built)
+
+
+def skip_batches(loader: DataLoader, number: int) -> None:
+    """Let the next epoch of a data loader begin after some batches.
+
+    Args:
+        loader: A data loader of :func:`seed_samples`.
+        number: Number of the batches.
+    """
+    if isinstance(loader.batch_sampler, SkippingBatchSampler):
+        loader.batch_sampler.num_skipped_once = number
+    elif isinstance(loader.sampler, PositionedSampler):
+        # None is only for a batch sampler.
+        loader.sampler.num_skipped_once = number * (loader.batch_size or 1)
 
 
 class SeededDataset(Dataset):

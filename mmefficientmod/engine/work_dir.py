@@ -1,0 +1,157 @@
+"""The checkpoints of a work dir."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.logging import print_log
+
+from mmefficientmod.checkpoint.reading import CheckpointError, read_checkpoint
+from mmefficientmod.config.nodes import ConfigError
+from mmefficientmod.engine.saving import LAST, remove_drafts
+
+# `epoch_3.pth`, `iter_500.pth`, or another name with a number.
+NUMBERED = re.compile(r'(?!best_)(.*?)(\d+)\.pth')
+
+
+def newest_checkpoint(work_dir: str) -> str | None:
+    """The newest checkpoint of a work dir from which a run can continue.
+
+    Files that cannot are named in a warning and passed over. If there is one,
+    what a killed process left of the file it was writing is removed.
+
+    Args:
+        work_dir: The folder. Its file ``last_checkpoint`` may name a file in
+            another one; it may also be missing or damaged.
+
+    Returns:
+        The path, or None if the folder has no numbered checkpoint.
+
+    Raises:
+        CheckpointError: If there are checkpoints, and none can be used.
+    """
+    families: dict[str, list[Path]] = {}
+    for path in _numbered(work_dir):
+        prefix = NUMBERED.fullmatch(path.name)[1]  # type: ignore[index]
+        families.setdefault(prefix, []).append(path)
+    newest: dict[int, Path] = {}
+    for paths in families.values():
+        for path in sorted(paths, key=_number, reverse=True):
+            try:
+                newest[read_state(str(path))['meta']['iter']] = path
+                break
+            except CheckpointError as error:
+                print_log(f'passed over: {error}', 'current', logging.WARNING)
+    if families and not newest:
+        raise CheckpointError(
+            f'{work_dir} has checkpoints, but a run can continue from none '
+            'of them, see above; start anew with --overwrite'
+        )
+    if not newest:
+        return None
+    remove_drafts(Path(work_dir))
+    return str(newest[max(newest)])
+
+
+def read_state(path: str) -> dict[str, Any]:
+    """Read a checkpoint from which a run can continue.
+
+    Args:
+        path: A file or URL.
+
+    Returns:
+        Its content.
+
+    Raises:
+        CheckpointError: If it cannot be read, or has only weights.
+    """
+    content = read_checkpoint(path)
+    content = content if isinstance(content, dict) else {}
+    meta = content.get('meta')
+    if not isinstance(meta, Mapping) or not all(
+        type(meta.get(name)) is int for name in ('iter', 'epoch')
+    ):
+        raise CheckpointError(
+            f'{path} does not say after which iteration it was saved, so a '
+            'run cannot continue from it; use it as initial weights with '
+            '--cfg-options load_from=FILE'
+        )
+    if not isinstance(content.get('optimizer'), Mapping):
+        raise CheckpointError(
+            f'{path} has no state of an optimizer, so a run cannot continue '
+            'from it: continue from a numbered checkpoint, or use it as '
+            'initial weights with --cfg-options load_from=FILE'
+        )
+    return content
+
+
+def refuse_checkpoints(work_dir: str) -> None:
+    """Refuse to start a new run in the work dir of another one.
+
+    Args:
+        work_dir: The folder.
+
+    Raises:
+        ConfigError: If it has checkpoints.
+    """
+    paths = sorted(map(str, _all(work_dir)))
+    if paths:
+        more = f' and {len(paths) - 1} more' if len(paths) > 1 else ''
+        raise ConfigError(
+            f'{work_dir} holds the checkpoints of another run '
+            f'({Path(paths[0]).name}{more}): continue it with --resume, '
+            'replace it with --overwrite, or choose another --work-dir'
+        )
+
+
+def remove_checkpoints(work_dir: str) -> None:
+    """Remove the checkpoints of a run that another one replaces.
+
+    Args:
+        work_dir: The folder. Logs stay.
+    """
+    for path in _all(work_dir):
+        path.unlink(missing_ok=True)
+    remove_drafts(Path(work_dir))
+    last = Path(work_dir, LAST)
+    if last.is_file():
+        last.unlink()
+
+
+def _all(work_dir: str) -> Iterator[Path]:
+    """Numbered checkpoints, and those with the best result."""
+    for path in Path(work_dir).glob('*.pth'):
+        if path.is_file() and (
+            NUMBERED.fullmatch(path.name) or path.name.startswith('best_')
+        ):
+            yield path
+
+
+def _numbered(work_dir: str) -> list[Path]:
+    """Numbered checkpoints here, or else where ``last_checkpoint`` points."""
+    folder = Path(work_dir)
+    if not _numbered_in(folder):
+        try:
+            folder = Path(Path(work_dir, LAST).read_text().strip()).parent
+        except (OSError, ValueError):  # missing, a folder, or no text
+            return []
+    return _numbered_in(folder)
+
+
+def _numbered_in(folder: Path) -> list[Path]:
+    try:
+        return [
+            path
+            for path in folder.glob('*.pth')
+            if path.is_file() and NUMBERED.fullmatch(path.name)
+        ]
+    except OSError:  # the pointer is no path
+        return []
+
+
+def _number(path: Path) -> int:
+    return int(NUMBERED.fullmatch(path.name)[2])  # type: ignore[index]
