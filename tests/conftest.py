@@ -1,6 +1,5 @@
 """What the tests share."""
 
-import functools
 import gc
 import importlib.util
 import sys
@@ -8,6 +7,7 @@ import weakref
 from pathlib import Path
 
 import pytest
+from helpers import configs_read_and_formatted_once
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,40 +58,8 @@ def mini_place(tmp_path, mini_root, monkeypatch):
 
 
 @pytest.fixture(scope='session', autouse=True)
-def metafiles_read_once():
-    """For each `mmseg::` in a config MMEngine reads all of MMSegmentation.
-
-    What it cannot find among them, as a shared base, it raises for, so that
-    not its answer can be kept, but what it reads.
-    """
-    from mmengine.config import utils
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utils, 'load', functools.cache(utils.load))
-        yield
-
-
-@pytest.fixture(scope='session', autouse=True)
-def configs_formatted_once():
-    """MMEngine formats the config of a run four times.
-
-    This takes longer than the few steps of a run in the tests. The result
-    depends on the text alone.
-    """
-    from mmengine.config import config
-    from yapf.yapflib import yapf_api
-
-    formatted = {}
-
-    def format_once(text, format_code=yapf_api.FormatCode, **options):
-        key = text, repr(options)
-        if key not in formatted:
-            formatted[key] = format_code(text, **options)
-        return formatted[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(yapf_api, 'FormatCode', format_once)
-        patch.setattr(config, 'FormatCode', format_once, raising=False)
+def configs_kept():
+    with configs_read_and_formatted_once():
         yield
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mmengine.config import config as config_module
+from mmengine.config import utils as config_utils
 from torch import Tensor, nn
 from torch.testing import assert_close
+from yapf.yapflib import yapf_api
 
 from mmefficientmod import EfficientMod
 from mmefficientmod.models.backbones.efficientmod_weights import (
@@ -35,6 +40,36 @@ TINY = dict(
     expand_ratios=(1, 3),
     attn_mlp_ratios=(2, 2, 2, 2),
 )
+
+
+# Files that MMEngine read, and configs that it formatted.
+_load_once = functools.cache(config_utils.load)
+_formatted: dict[tuple[str, str], tuple] = {}
+
+
+@contextlib.contextmanager
+def configs_read_and_formatted_once() -> Iterator[None]:
+    """Within a block, MMEngine keeps what it reads and formats.
+
+    For each ``mmseg::`` in a config it reads all metafiles of
+    MMSegmentation. For what it cannot find among them, such as a shared
+    base, it raises, so that not its answer can be kept, but what it reads.
+    It formats the config of a run four times, which takes longer than a few
+    training steps. The result depends on the text alone.
+    """
+    format_code = yapf_api.FormatCode
+
+    def format_once(text: str, **options) -> tuple:
+        key = text, repr(options)
+        if key not in _formatted:
+            _formatted[key] = format_code(text, **options)
+        return _formatted[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config_utils, 'load', _load_once)
+        patch.setattr(yapf_api, 'FormatCode', format_once)
+        patch.setattr(config_module, 'FormatCode', format_once, raising=False)
+        yield
 
 
 @functools.cache

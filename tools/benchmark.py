@@ -84,8 +84,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         choices=MODES,
         default=['infer'],
         help='infer: forward pass; train: forward and backward pass; compile '
-        'and compile-train: the same, compiled by torch.compile; onnxruntime: '
-        'forward pass of the exported model (default: infer)',
+        'and compile-train: the same, compiled by torch.compile; cuda-graph: '
+        'forward pass recorded as a CUDA graph; onnxruntime: forward pass of '
+        'the exported model (default: infer)',
     )
     parser.add_argument(
         '--inputs',

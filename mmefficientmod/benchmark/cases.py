@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-MODES = ('infer', 'train', 'compile', 'compile-train', 'onnxruntime')
+MODES = (
+    'infer', 'train', 'compile', 'compile-train', 'cuda-graph', 'onnxruntime',
+)  # fmt: skip
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
 
@@ -45,7 +47,7 @@ class BenchmarkCase:
 
     @property
     def eager(self) -> BenchmarkCase:
-        """The same case without compiling or exporting the model."""
+        """The same case, of the model as it is: not compiled or exported."""
         mode = 'train' if self.training else 'infer'
         return dataclasses.replace(self, mode=mode)
 

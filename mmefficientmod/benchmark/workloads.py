@@ -87,6 +87,7 @@ def prepare(model: nn.Module, case: BenchmarkCase, image: Tensor) -> Workload:
     if has_losses:
         network = SummedLoss(model, case, image.device)
     call = torch.compile(network) if case.compiled else network
+    record = _record_cuda_graph if case.mode == 'cuda-graph' else _unrecorded
 
     def forward() -> Any:
         with autocast(case, image.device):
@@ -103,13 +104,51 @@ def prepare(model: nn.Module, case: BenchmarkCase, image: Tensor) -> Workload:
         loss().backward()
 
     def outputs() -> list[Tensor]:
+        # Recorded anew: a graph keeps the TF32 setting of its recording.
+        run = record(forward, image.device)
         # Cloned: the next run of a CUDA graph overwrites its outputs.
-        return [x.detach().float().cpu().clone() for x in forward()]
+        return [x.detach().float().cpu().clone() for x in run()]
 
     if case.training:
         return Workload(train, outputs, loss)
     no_grad = torch.no_grad()
-    return Workload(no_grad(forward), no_grad(outputs))
+    run = record(forward, image.device)
+    return Workload(no_grad(run), no_grad(outputs))
+
+
+def _unrecorded(
+    forward: Callable[[], Any], device: torch.device
+) -> Callable[[], Any]:
+    return forward
+
+
+def _record_cuda_graph(
+    forward: Callable[[], Any], device: torch.device
+) -> Callable[[], Any]:
+    """A function that starts all kernels of a forward pass at once.
+
+    The image is the same in each run, so it is not copied.
+    """
+    if device.type != 'cuda':
+        raise ConfigError('the mode cuda-graph needs a GPU: --device cuda')
+    with torch.no_grad(), torch.cuda.device(device):
+        # Before a recording, libraries must have made their choices, on
+        # another stream than the default one.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                forward()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outs = forward()
+
+    def replay() -> Any:
+        graph.replay()
+        return outs
+
+    return replay
 
 
 def autocast(

@@ -223,3 +223,19 @@ def test_all_dtypes_run_on_a_gpu(run_benchmark):
         for row in result.rows:
             assert row.error is None
             assert row.peak > 4 * row.params  # which includes the weights
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_cuda_graph_gives_the_outputs_of_the_model(run_benchmark):
+    (result,) = run_benchmark('efficientmod_xxs', '--inputs', '2x64', '--mode',
+                              'cuda-graph', '--device', 'cuda')  # fmt: skip
+    (row,) = result.rows
+    assert row.error is None
+    assert row.difference <= 1e-5
+
+
+def test_cuda_graph_is_refused_on_a_cpu(run_benchmark):
+    (result,) = run_benchmark('efficientmod_xxs', '--inputs', '1x32',
+                              '--mode', 'cuda-graph')  # fmt: skip
+    assert 'needs a GPU' in result.rows[0].error

@@ -53,12 +53,17 @@ def test_outputs_equal_those_of_the_authors_file(run_benchmark):
 
 
 @pytest.mark.parametrize(
-    'name', ['Repeat', 'Reshape', 'Broadcast', 'BroadcastInPlace']
-)
-def test_variants_of_the_product_give_equal_outputs_and_gradients(name):
+    'name',
+    [
+        *(f'product.py:{way}' for way in
+          ('Repeat', 'Reshape', 'Broadcast', 'BroadcastInPlace')),
+        *(f'input_linears.py:{way}' for way in ('Separate', 'Merged')),
+    ],
+)  # fmt: skip
+def test_variants_of_a_block_give_equal_outputs_and_gradients(name):
     ours = parse_model_spec('efficientmod_xxs').build()
-    path = ROOT / 'tools/dev/product.py'
-    other = parse_model_spec(f'{path}:{name}(arch="xxs")').build()
+    path = ROOT / 'tools/dev' / name
+    other = parse_model_spec(f'{path}(arch="xxs")').build()
     assert type(other.stages[0].blocks[0].mlp) is not ModulationMlp
     image = torch.rand(1, 3, 32, 32)
     assert_close(other(image), ours(image))
