@@ -20,6 +20,9 @@ OTHER_KEYS = ('ema_state_dict',)
 # a list of two lists of two lists ... has any number of values.
 MOST_VALUES = 1_000_000
 MOST_LEVELS = 100
+MOST_SHARED = 16
+SMALL = 1 << 26  # bytes that may be repeated as often as they like
+_END = object()
 
 
 class CheckpointError(RuntimeError):
@@ -37,18 +40,33 @@ def _children(value: Any) -> Iterable[Any]:
 
 
 def check_extent(content: Any) -> None:
-    """Refuse content whose values repeat without end or very often."""
+    """Refuse content whose values repeat without end or very often.
+
+    Args:
+        content: Content of a file.
+
+    Raises:
+        ValueError: If lists and dicts contain each other too often, or too
+            many tensors share their values, which a copy would separate.
+    """
     todo: list[Iterator[Any]] = [iter((content,))]
-    count = 0
+    count = nbytes = 0
+    storages: dict[int, int] = {}
     while todo:
-        for value in todo[-1]:
-            count += 1
-            todo.append(iter(_children(value)))
-            break
-        else:
+        value = next(todo[-1], _END)
+        if value is _END:
             todo.pop()
+            continue
+        count += 1
+        todo.append(iter(_children(value)))
+        if isinstance(value, Tensor):
+            nbytes += value.nbytes
+            storage = value.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
         if count > MOST_VALUES or len(todo) > MOST_LEVELS:
             raise ValueError('its values contain each other too often')
+    if nbytes > MOST_SHARED * sum(storages.values()) + SMALL:
+        raise ValueError('too many of its tensors have the same values')
 
 
 def check_weights(content: Any, path: str) -> None:

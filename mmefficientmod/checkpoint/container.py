@@ -34,6 +34,9 @@ ZIP_START = b'PK\x03\x04'
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 OLD_PROTOCOL = 1001
 BLOCK = 1 << 22  # bytes that are read at once
+# An instruction of one byte may make an object of a hundred. Those of a tensor
+# take about a hundred reads.
+MOST_READS = 5_000_000
 
 
 def fault_of(path: Path) -> str | None:
@@ -107,7 +110,8 @@ class _ZipReader:
         order = self._read('byteorder', default=sys.byteorder.encode())
         if order != sys.byteorder.encode():
             raise ValueError('its values have another byte order')
-        program = io.BytesIO(self._read('data.pkl'))
+        data = self._read('data.pkl')
+        program = _Bounded(io.BytesIO(data), len(data))
         content = DataUnpickler(program, self._find).load()
         for info in list(self.records.values()):  # checksums of the others
             with self.archive.open(info) as record:
@@ -159,7 +163,7 @@ class _OldReader:
             sys.byteorder == 'little'
         ):
             raise ValueError('its values have another byte order')
-        content = DataUnpickler(self.file, self._find).load()  # type: ignore[arg-type]
+        content = DataUnpickler(self.file, self._find).load()
         keys = self._pickle()
         if (
             type(keys) is not list
@@ -176,7 +180,7 @@ class _OldReader:
         return content
 
     def _pickle(self) -> Any:
-        return DataUnpickler(self.file).load()  # type: ignore[arg-type]
+        return DataUnpickler(self.file).load()
 
     def _find(
         self, dtype: torch.dtype, key: str, numel: int, view: Any = None
@@ -203,13 +207,20 @@ class _OldReader:
 
 
 class _Bounded:
-    """A file that takes no memory for more bytes than it has."""
+    """A file that takes no memory for more bytes than it has.
+
+    It also ends after so many reads that a checkpoint does not need.
+    """
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.file = file
         self.size = size
+        self.reads = 0
 
     def read(self, count: int) -> bytes:
+        self.reads += 1
+        if self.reads > MOST_READS:
+            raise ValueError('its pickle is too long for a checkpoint')
         data = self.file.read(min(count, self.size - self.file.tell()))
         if len(data) < count:
             raise EOFError('it ends too early')

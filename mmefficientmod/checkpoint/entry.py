@@ -108,14 +108,15 @@ def for_run(content: Any, path: str) -> Any:
         CheckpointError: If it has no weights, or its parts have wrong types.
     """
     select_weights(content, path)  # raises if there are none
-    weights = content.get('state_dict', content)
-    if not isinstance(weights, Mapping) or any(
-        not isinstance(name, str) for name in weights
-    ):
-        raise CheckpointError(
-            f'{path} cannot be used: its state_dict is no dict of tensors '
-            'with names'
-        )
+    for key in 'state_dict', 'ema_state_dict':
+        weights = content.get(key, content)
+        if not isinstance(weights, Mapping) or any(
+            not isinstance(name, str) for name in weights
+        ):
+            raise CheckpointError(
+                f'{path} cannot be used: its {key} is no dict of tensors with '
+                'names'
+            )
     if isinstance(content.get('meta'), dict):
         content['meta'].pop('config', None)
     hub = content.get('message_hub')

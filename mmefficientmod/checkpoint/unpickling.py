@@ -20,7 +20,7 @@ import pickle
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ from mmefficientmod.checkpoint.names import (
 # and the few that protocols 3 and 4 use in their place. Those of protocol 0,
 # and other ways to call a function, are left out.
 PLAIN = """
-PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1
+PROTO STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1
 BINFLOAT BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES BINSTRING
 SHORT_BINSTRING TUPLE EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST EMPTY_DICT
 EMPTY_SET BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL
@@ -66,8 +66,8 @@ class DataUnpickler(_Machine):
     """Reads one pickle of plain values, tensors and MMEngine's log.
 
     Args:
-        file: Where to read. Its ``read`` must not take memory for more bytes
-            than the file has.
+        file: Where to read, with ``read`` and ``readline``. ``read`` must not
+            take memory for more bytes than there are.
         find_storage: Gives the values of tensors for the arguments of a
             persistent id: element type, key, and number of elements, then in
             old files what part of it a view takes.
@@ -78,7 +78,7 @@ class DataUnpickler(_Machine):
 
     def __init__(
         self,
-        file: BinaryIO,
+        file: Any,
         find_storage: Callable[..., Storage] | None = None,
     ) -> None:
         super().__init__(file, encoding='utf-8')
@@ -109,6 +109,10 @@ class DataUnpickler(_Machine):
         if type(numel) is not int or numel < 0:
             raise ValueError('a storage has no number of elements')
         return self.find_storage(dtype, key, numel, *view)
+
+    def load_frame(self) -> None:
+        """Skip the length of a part, which is read like the others."""
+        self.read(8)
 
     def load_reduce(self) -> None:
         arguments = self.stack.pop()
@@ -176,6 +180,7 @@ class DataUnpickler(_Machine):
         **{
             code: _Machine.dispatch[code] for code in map(_code, PLAIN.split())
         },
+        pickle.FRAME[0]: load_frame,
         pickle.REDUCE[0]: load_reduce,
         pickle.NEWOBJ[0]: load_newobj,
         pickle.BUILD[0]: load_build,

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from mmefficientmod.checkpoint.entry import protect
 from mmefficientmod.checkpoint.loading import pretrained_part
 from mmefficientmod.checkpoint.reading import (
     CheckpointError,
@@ -129,6 +130,7 @@ def _check_weights_fit(
     may be missing, as this check does not see them: the norms of single
     outputs, which ImageNet weights do not have, are among them.
     """
+    protect()
     random = randomly_initialised(backbone)
     if random:
         tensors = randomly_initialised(without_weights(backbone))

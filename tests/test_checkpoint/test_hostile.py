@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import pickle
 import shutil
 import sys
 import zipfile
@@ -21,6 +22,7 @@ from torch import nn
 
 from mmefficientmod import EfficientMod
 from mmefficientmod.apis.converting import convert_checkpoint
+from mmefficientmod.checkpoint import container
 from mmefficientmod.checkpoint.entry import for_run, protect
 from mmefficientmod.checkpoint.reading import (
     CheckpointError,
@@ -170,6 +172,14 @@ def test_damaged_file_is_refused_in_one_sentence(kind, entry, place, content):
 def test_file_that_lies_about_its_size_is_refused(kind, entry, place, content):
     kind(place / 'c.pth', content)
     refused(entry, place / 'c.pth')
+
+
+def test_pickle_of_too_many_instructions_is_refused(place, monkeypatch):
+    monkeypatch.setattr(container, 'MOST_READS', 1000)
+    hostile.write_zip(place / 'c.pth', pickle.EMPTY_LIST * 500 + b'N')
+    assert read_checkpoint(place / 'c.pth') is None
+    hostile.write_zip(place / 'c.pth', pickle.EMPTY_LIST * 1000 + b'N')
+    assert 'too long' in refused(read_checkpoint, place / 'c.pth')
 
 
 def test_tensor_that_is_not_finite_is_named(place, content):
