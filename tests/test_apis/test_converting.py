@@ -1,6 +1,7 @@
 """Converting checkpoints of the authors and ours, and refusing others."""
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -220,6 +221,25 @@ def test_converting_twice_changes_nothing(tool, part):
     assert one['meta'] == two['meta']
     assert list(one['state_dict']) == list(two['state_dict'])
     assert_close(one['state_dict'], two['state_dict'], rtol=0, atol=0)
+
+
+class Call:
+    def __reduce__(self):
+        return Path.touch, (Path('trap'),)
+
+
+def test_trusted_file_is_converted(tool, workplace, capsys):
+    content = {'state_dict': official_classifier(), 'extra': Call()}
+    torch.save(content, 'theirs.pth')
+    with pytest.raises(CheckpointError, match='--trust theirs.pth'):
+        run(tool, 'theirs.pth', 'ours.pth')
+    assert not Path('trap').exists()
+    run(tool, 'theirs.pth', 'ours.pth', '--trust', 'theirs.pth')
+    assert Path('trap').exists()
+    assert 'code in it runs' in capsys.readouterr().out
+    read('ours.pth')
+    with pytest.raises(CheckpointError, match='--trust theirs.pth'):
+        run(tool, 'theirs.pth', 'other.pth')
 
 
 def test_safetensors_hold_the_same_weights_and_meta(tool):

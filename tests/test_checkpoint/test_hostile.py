@@ -7,7 +7,7 @@ import pickle
 import shutil
 import sys
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import hostile
 import pytest
@@ -16,9 +16,10 @@ from helpers import TINY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmengine.config import Config
-from mmengine.model import initialize
+from mmengine.model import BaseModel, initialize
 from mmengine.runner import CheckpointLoader
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from mmefficientmod import EfficientMod
 from mmefficientmod.apis.converting import convert_checkpoint
@@ -33,6 +34,7 @@ from mmefficientmod.checkpoint.reading import (
     trust_files,
 )
 from mmefficientmod.engine.resume import resume_as_before, training_meta
+from mmefficientmod.engine.runner import ToolRunner
 from mmefficientmod.models import TimmPyramid
 
 
@@ -205,6 +207,46 @@ def test_trusted_file_is_read_by_every_entry(place, content):
         trust_files([])
     with pytest.raises(CheckpointError, match=r'nothing\.pth does not exist'):
         trust_files(['nothing.pth'])
+
+
+class Line(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(2, 1)
+
+    def forward(self, x, mode='loss'):
+        return dict(loss=self.line(x).mean())
+
+
+def go_on(path):
+    ToolRunner(
+        model=Line(),
+        work_dir='run',
+        train_dataloader=DataLoader(
+            TensorDataset(torch.rand(2, 2)),
+            collate_fn=lambda x: dict(x=x[0][0][None]),
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=2),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        param_scheduler=dict(type='MultiStepLR', milestones=[2]),
+        experiment_name=path,
+        load_from=path,
+        resume=True,
+    ).train()
+
+
+def test_training_state_of_wrong_types_is_refused(place):
+    protect()
+    torch.save(hostile.sound(Line().state_dict()), 'first.pth')
+    go_on('first.pth')
+    state = torch.load('run/epoch_2.pth', weights_only=False)
+    for key in 'optimizer', 'param_schedulers':
+        for value in 'text', [], {}, [{}], {'param_groups': [{}], 'state': 1}:
+            torch.save({**state, key: value}, 'c.pth')
+            with suppress(CheckpointError):  # MMEngine ignores some
+                go_on('c.pth')
+    torch.save({**state, 'optimizer': 'text'}, 'c.pth')
+    assert 'its training state does not fit' in refused(go_on, 'c.pth')
 
 
 def test_torch_load_is_ours_only_within_timm(place, content):
