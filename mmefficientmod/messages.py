@@ -47,6 +47,8 @@ def shorten(reason: str, length: int = REASON_LENGTH) -> str:
     """
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
     line = ' '.join(lines[0].split()) if lines else 'no message'
+    # The text may be that of a hostile file, and a terminal obeys it.
+    line = ''.join(c if c.isprintable() else '?' for c in line)
     return line if len(line) <= length else line[: length - 3] + '...'
 
 

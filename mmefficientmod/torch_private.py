@@ -3,8 +3,8 @@
 PyTorch may change these names in any release, so they are in one place. Other
 private names are used where they are needed: attributes of a module, such as
 ``_forward_hooks``, in ``layers/plain.py`` and ``layers/fast_path.py``, and one
-name each in ``checkpoint/reading.py`` and ``analysis/complexity.py``. This
-module imports nothing of the package, and every package may import it.
+name in ``analysis/complexity.py``. This module imports nothing of the package,
+and every package may import it.
 """
 
 from __future__ import annotations

@@ -308,7 +308,7 @@ def test_unusable_weights_for_a_stock_backbone_are_refused(
         'soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py'
     )
     for config in RETINANET, teacher:
-        for name, why in ('empty', 'cannot be read'), ('other', 'not fit'):
+        for name, why in ('empty', 'is empty'), ('other', 'not fit'):
             argv = [config, '--pretrained', f'{name}.pth']
             assert why in fails(tool('train').main, argv, capsys)
 
@@ -516,7 +516,7 @@ def test_user_error_is_one_sentence(
 
 
 def test_predict_refuses_a_file_that_is_no_image(tool, workplace, capsys):
-    Path('w.pth').touch()
+    Path('w.pth').write_text('weights')
     Path('x.jpg').write_text('text')
     message = fails(tool('predict').main, [CONFIG, 'w.pth', 'x.jpg'], capsys)
     assert 'x.jpg is no image' in message

@@ -25,7 +25,7 @@ from mmefficientmod.apis.converting import (
     convert_checkpoint,
     save_checkpoint,
 )
-from mmefficientmod.checkpoint.reading import CheckpointError
+from mmefficientmod.checkpoint.reading import CheckpointError, trust_files
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.toolbox import build_model
 
@@ -43,7 +43,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('src', help='checkpoint to read')
-    parser.add_argument('dst', help='file to write')
+    parser.add_argument(
+        'dst',
+        help='file to write, in the format of safetensors if its name ends '
+        'in .safetensors',
+    )
     parser.add_argument(
         '--part',
         choices=PARTS,
@@ -70,6 +74,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--force', action='store_true', help='replace DST if it exists'
     )
+    cli.add_trust_argument(parser)
     parser.add_argument(
         '--verbose', action='store_true', help='list every tensor'
     )
@@ -84,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> Conversion:
         raise CheckpointError(
             f'{args.dst} exists; give another name, or --force to replace it'
         )
+    trust_files(args.trust)
     model = args.config and build_model(load_config(args.config))
     result = convert_checkpoint(
         args.src, args.part, args.use_ema, model, args.deploy

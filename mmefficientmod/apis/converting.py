@@ -15,6 +15,7 @@ MMPretrain's layout is the same.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from mmefficientmod.atomic import atomic_write
 from mmefficientmod.checkpoint.loading import load_strictly
 from mmefficientmod.checkpoint.reading import (
+    SAFETENSORS,
     CheckpointError,
     read_checkpoint,
     select_weights,
@@ -417,11 +419,24 @@ def sha256(path: str) -> str:
     return digest.hexdigest()
 
 
+def _to_safetensors(conversion: Conversion) -> bytes:
+    try:
+        from safetensors.torch import save
+    except ImportError:
+        raise CheckpointError(
+            'safetensors is not installed; run `pip install safetensors`'
+        ) from None
+    header = dict(format='pt', meta=json.dumps(conversion.meta))
+    return save(conversion.weights, header)
+
+
 def save_checkpoint(conversion: Conversion, path: str) -> None:
     """Write a conversion to a file, whole or not at all.
 
     The file contains only tensors and plain values, so that
-    ``torch.load(path, weights_only=True)`` reads it.
+    ``torch.load(path, weights_only=True)`` reads it. A name that ends in
+    ``.safetensors`` is written in that format, with ``meta`` as JSON in its
+    header.
 
     Args:
         conversion: The conversion.
@@ -435,6 +450,9 @@ def save_checkpoint(conversion: Conversion, path: str) -> None:
         # Opened here: if torch opens the file itself, it raises other errors
         # for a full disk and a missing folder.
         with atomic_write(path) as draft, open(draft, 'xb') as file:
-            torch.save(content, file)
+            if path.endswith(SAFETENSORS):
+                file.write(_to_safetensors(conversion))
+            else:
+                torch.save(content, file)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f'{path} cannot be written: {error}') from None

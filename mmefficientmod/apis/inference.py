@@ -26,6 +26,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
+from mmefficientmod.checkpoint.entry import protect
 from mmefficientmod.checkpoint.loading import load_whole
 from mmefficientmod.checkpoint.reading import read_checkpoint, select_weights
 from mmefficientmod.config.files import TOOLBOXES, load_config
@@ -71,7 +72,7 @@ def build_inferencer(
     drop_noise(MMLogger.get_current_instance())
     if cfg.get('visualizer'):
         cfg.visualizer.vis_backends = None  # the inferencer writes the files
-    # The inferencer reads the file once more, by MMEngine.
+    protect()  # the inferencer reads the file once more, by MMEngine
     content = read_checkpoint(checkpoint)
     weights, _ = select_weights(content, checkpoint)
     meta = (content.get('meta') or {}).get('dataset_meta') or {}

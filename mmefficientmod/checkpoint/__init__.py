@@ -9,6 +9,7 @@ from mmefficientmod.checkpoint.reading import (
     CheckpointError,
     check_exists,
     read_checkpoint,
+    trust_files,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     'load_strictly',
     'load_whole',
     'read_checkpoint',
+    'trust_files',
 ]

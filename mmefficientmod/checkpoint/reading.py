@@ -1,58 +1,67 @@
 """Reading checkpoints without running code that they may contain.
 
-A PyTorch checkpoint is a pickle, which can run any code when it is read. No
-other module of the package unpickles a file. Two libraries do, without this
-protection: MMEngine for a test, for ``load_from`` and for a resumed run, and a
-second time, after this module, for inferencers and for the backbones of the
-toolboxes; and timm for the weights of its hub.
+A PyTorch checkpoint is a pickle, which can run any code when it is read. All
+files that the tools read pass through :func:`read_checkpoint`, those that
+MMEngine and timm read included, see :mod:`mmefficientmod.checkpoint.entry`.
 """
 
 from __future__ import annotations
 
-import argparse
-import pickle
-import re
-from collections.abc import Mapping
-from contextlib import nullcontext
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path, PurePosixPath
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import torch
 from mmengine.fileio import get_local_path
+from mmengine.logging import print_log
 from torch import Tensor
 
-from mmefficientmod.messages import list_some
-
-# Names under which files keep their weights, plain or averaged (EMA).
-PLAIN_KEYS = ('state_dict', 'model')
-EMA_KEYS = ('state_dict_ema', 'model_ema')
-# Names in the checkpoints of MMEngine's Runner besides those of the weights:
-# Counter, in which a scheduler keeps its milestones and which only newer
-# versions of PyTorch allow; the others are of the training log.
-MMENGINE_STATE = (
-    'collections.Counter',
-    'mmengine.logging.history_buffer.HistoryBuffer',
-    '_codecs.encode',
-    *(
-        f'numpy.{core}.multiarray.{name}'
-        for core in ('core', '_core')
-        for name in ('_reconstruct', 'scalar')
-    ),
-    'numpy.ndarray',
-    'numpy.dtype',
+from mmefficientmod.checkpoint.checks import (
+    EMA_KEYS,
+    PLAIN_KEYS,
+    CheckpointError,
+    check_extent,
+    check_weights,
 )
-# How a pickle finds the methods that the training log refers to.
-GETATTR = ('builtins.getattr', '__builtin__.getattr')
+from mmefficientmod.checkpoint.container import fault_of, read_container
+from mmefficientmod.checkpoint.names import ForbiddenError
+from mmefficientmod.messages import list_some, shorten
+
+SAFETENSORS = '.safetensors'
+# PyTorch's reader, which runs code: the tools exchange `torch.load` while
+# other libraries read files.
+_load_by_torch = torch.load
+_trusted: set[str] = set()  # by `trust_files`
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read or does not fit the model."""
+def trust_files(paths: Iterable[str]) -> None:
+    """Name the files of this process that may run code when they are read.
+
+    Each call replaces the files of the call before.
+
+    Args:
+        paths: Paths or URLs.
+
+    Raises:
+        CheckpointError: If one is neither a file nor a URL.
+    """
+    _trusted.clear()
+    for path in paths:
+        check_exists(path)
+        _trusted.add(_identity(path))
+
+
+def _identity(path: str) -> str:
+    return path if '://' in path else os.path.realpath(path)
 
 
 def check_exists(path: str) -> None:
-    """Raise if a checkpoint is neither a file nor a URL.
+    """Raise if a checkpoint is neither a file with content nor a URL.
 
     Args:
         path: Its path or URL.
@@ -60,148 +69,168 @@ def check_exists(path: str) -> None:
     Raises:
         CheckpointError: If it is neither.
     """
-    if '://' in path or Path(path).is_file():
-        return
-    fault = 'is a folder' if Path(path).is_dir() else 'does not exist'
-    raise CheckpointError(f'checkpoint {path} {fault}')
+    fault = None if '://' in path else fault_of(Path(path))
+    if fault:
+        raise CheckpointError(f'checkpoint {path} {fault}')
 
 
-def read_checkpoint(path: str, map_location: str = 'cpu') -> Any:
+def read_checkpoint(
+    path: str | os.PathLike,
+    map_location: str | torch.device = 'cpu',
+    trust: bool = False,
+) -> Any:
     """Read a checkpoint without running code that it may contain.
 
-    Allowed are tensors, plain containers, and ``argparse.Namespace``, which
-    has the options of timm's training script in the authors' files. Objects
-    of MMEngine's training log and schedulers are replaced by empty ones.
+    Allowed are dense tensors, plain containers, NumPy's numbers and
+    ``argparse.Namespace``, which has the options of timm's training script in
+    the authors' files. MMEngine's training log is read as data. The checksums
+    of a zip file are compared, sizes that a file claims are compared with
+    those that it has, and weights are checked by :func:`check_weights`.
 
     Args:
         path: A file or URL; a name that ends in ``.safetensors`` is read as
             such.
         map_location: Device of the tensors. Default: ``'cpu'``.
+        trust: Whether to read the file by PyTorch alone, which runs code in
+            it and checks nothing. Default: only if :func:`trust_files` named
+            it.
 
     Returns:
         The content of the file, as a rule a dict.
 
     Raises:
-        CheckpointError: If the file does not exist, contains other objects or
-            is no checkpoint.
+        CheckpointError: If the file does not exist, contains other objects,
+            is damaged or is no checkpoint.
     """
+    path = os.fspath(path)
     check_exists(path)
+    name = urlsplit(path).path if '://' in path else path
+    is_safetensors = name.endswith(SAFETENSORS)
+    with _local_file(path) as local:
+        if not is_safetensors and (trust or _identity(path) in _trusted):
+            content = _read_trusted(local, path)
+        elif is_safetensors:
+            content = _checked(_read_safetensors, local, path)
+        else:
+            with open(local, 'rb') as file:
+                content = read_stream(file, path)
+    if torch.device(map_location) == torch.device('cpu'):
+        return content
+    return _move(content, torch.device(map_location))
+
+
+def read_stream(file: BinaryIO, path: str) -> Any:
+    """Read an opened file of PyTorch as :func:`read_checkpoint` does.
+
+    Args:
+        file: The file, opened to read bytes; it is read from its beginning.
+        path: Its name, for messages.
+
+    Raises:
+        CheckpointError: As :func:`read_checkpoint` does.
+    """
+    return _checked(read_container, file, path)
+
+
+def _checked(read: Any, source: Any, path: str) -> Any:
+    """Read a file, and make a sentence of whatever it causes.
+
+    A damaged or hostile pickle is a program with errors, so that exceptions
+    of any type are its fault.
+    """
     try:
-        with get_local_path(path) as local:
-            if path.endswith('.safetensors'):
-                return _load_safetensors(local, map_location)
-            return _load_pickle(local, map_location)
-    except pickle.UnpicklingError as error:
-        found = re.search(r'(?:GLOBAL|class) ([\w.]+)', str(error))
-        name = f' ({found[1]})' if found else ''
+        content = read(source)
+        check_extent(content)
+    except ForbiddenError as error:
         file, download = path, ''
         if '://' in path:
             file = PurePosixPath(urlsplit(path).path).name
             download = 'download it and '
         raise CheckpointError(
-            f'checkpoint {path} is not read: it contains more than weights'
-            f'{name} or is no checkpoint, and reading it could run code. If '
-            f'you trust the file, {download}write its weights to a new one: '
-            'python -c "import '
-            f"torch; c = torch.load('{file}', 'cpu', weights_only=False); "
-            "torch.save(c.get('state_dict', c.get('model', c)), "
-            "'weights.pth')\""
+            f'checkpoint {path} is not read: it contains more than weights '
+            f'({shorten(str(error))}), and reading it could run code. If you '
+            f'trust the file, {download}name it by --trust {file}, or read it '
+            'by read_checkpoint(path, trust=True)'
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:
+        kind = type(error).__name__
+        reason = shorten(str(error)) if str(error) else kind
+        known = ValueError, OSError, EOFError, zipfile.BadZipFile
+        if not isinstance(error, known):
+            reason = f'{kind}: {reason}'
         raise CheckpointError(
-            f'{path} cannot be read as a checkpoint: {error}'
+            f'{path} cannot be read as a checkpoint: {reason.rstrip(".")}. '
+            'Get the file again if it should be one'
         ) from None
+    check_weights(content, path)
+    return content
 
 
-def _load_safetensors(path: str, map_location: str) -> Any:
+def _local_file(path: str) -> AbstractContextManager[str]:
+    if '://' not in path:
+        return nullcontext(path)
+    return _Download(path)
+
+
+class _Download(AbstractContextManager):
+    """A temporary file with the content of a URL."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.file = get_local_path(url)
+
+    def __enter__(self) -> str:
+        try:
+            return str(self.file.__enter__())
+        # The type depends on the kind of URL and on what is installed.
+        except Exception as error:
+            raise CheckpointError(
+                f'{self.url} cannot be fetched: {shorten(str(error))}. Give '
+                'the path of a file instead'
+            ) from error
+
+    def __exit__(self, *error: Any) -> None:
+        self.file.__exit__(*error)
+
+
+def _read_trusted(local: str, path: str) -> Any:
+    print_log(
+        f'{path} is trusted: code in it runs, and it is not checked', 'current'
+    )
     try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        return _load_by_torch(local, map_location='cpu', weights_only=False)
+    except Exception as error:
+        raise CheckpointError(
+            f'{path} cannot be read as a checkpoint: {shorten(str(error))}'
+        ) from error
+
+
+def _read_safetensors(path: str) -> Any:
+    """Weights; beside their ``meta`` if ``save_checkpoint`` wrote the file."""
+    try:
+        from safetensors import safe_open
     except ImportError:
         raise ValueError(
             'safetensors is not installed; run `pip install safetensors`'
         ) from None
-    try:
-        return load_file(path, map_location)
-    except SafetensorError as error:
-        raise ValueError(error) from None
+    with safe_open(path, framework='pt') as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        meta = (file.metadata() or {}).get('meta')
+    if meta is None:
+        return weights
+    return dict(meta=json.loads(meta), state_dict=weights)
 
 
-def _load_pickle(path: str, map_location: str) -> Any:
-    serialization = torch.serialization
-    allow = getattr(serialization, 'safe_globals', nullcontext)
-    try:
-        with allow([argparse.Namespace]):
-            return torch.load(
-                path, map_location=map_location, weights_only=True
-            )
-    except pickle.UnpicklingError:
-        return _load_allowed(path, map_location)
-
-
-def _load_allowed(path: str, map_location: str) -> Any:
-    """Read a file by :class:`_AllowListUnpickler`.
-
-    PyTorch's own reader does not suffice: before PyTorch 2.5 its list of
-    allowed names cannot be extended, and in no version can it replace an
-    object by an empty one.
-    """
-    return torch.load(
-        path,
-        map_location=map_location,
-        weights_only=False,
-        pickle_module=SimpleNamespace(
-            __name__='pickle',
-            Unpickler=_AllowListUnpickler,
-            load=lambda file, **kw: _AllowListUnpickler(file, **kw).load(),
-        ),
-    )
-
-
-class _Blank:
-    """Placeholder for an object that is not unpickled."""
-
-    def __new__(cls, *args: object) -> _Blank:
-        return object.__new__(cls)
-
-    def __init__(self, *args: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-def _blank_method(owner: object, name: str) -> _Blank:
-    """Placeholder for a method of a class that is a placeholder.
-
-    All else is refused: with ``getattr``, a file finds any function, and
-    MMEngine reads some files after this module.
-    """
-    if owner is not _Blank or name.startswith('_'):
-        raise pickle.UnpicklingError('Unsupported class builtins.getattr')
-    return _Blank()
-
-
-class _AllowListUnpickler(pickle.Unpickler):
-    """Unpickles objects of an allow list, and refuses all others.
-
-    Allowed are the names of PyTorch's weights-only reader and
-    ``argparse.Namespace``. The other names of :data:`MMENGINE_STATE`, and
-    methods of these classes, give placeholders.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        from torch._weights_only_unpickler import _get_allowed_globals
-
-        allowed = {
-            **dict.fromkeys(MMENGINE_STATE, _Blank),
-            **dict.fromkeys(GETATTR, _blank_method),
-            'argparse.Namespace': argparse.Namespace,
-            **_get_allowed_globals(),
-        }
-        if f'{module}.{name}' not in allowed:
-            raise pickle.UnpicklingError(f'Unsupported class {module}.{name}')
-        return allowed[f'{module}.{name}']
+def _move(content: Any, device: torch.device) -> Any:
+    """Content of a file with its tensors on a device."""
+    if isinstance(content, Tensor):
+        return content.detach().to(device)
+    if type(content) in (list, tuple):
+        return type(content)(_move(value, device) for value in content)
+    if isinstance(content, dict):
+        for key, value in content.items():
+            content[key] = _move(value, device)
+    return content
 
 
 def select_weights(

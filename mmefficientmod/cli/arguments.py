@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
+from mmefficientmod.checkpoint.entry import protect
+from mmefficientmod.checkpoint.reading import trust_files
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import LOADERS, ConfigError
 from mmefficientmod.config.options import apply_options
@@ -55,6 +57,23 @@ def add_matmul_argument(parser: argparse.ArgumentParser) -> None:
         help='library for float32 matrix products of EfficientMod on a CPU: '
         "the faster one, PyTorch's own (mostly MKL) or oneDNN (default: the "
         f'variable {matmul.VARIABLE}, or auto)',
+    )
+
+
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust``, the files for ``trust_files``.
+
+    Args:
+        parser: The parser.
+    """
+    parser.add_argument(
+        '--trust',
+        action='append',
+        default=[],
+        metavar='FILE',
+        help='read this checkpoint by PyTorch, which runs the code in it and '
+        'checks nothing; only for a file whose author you trust. Without '
+        'it, no checkpoint runs code. May be given several times',
     )
 
 
@@ -124,6 +143,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         '--amp', action='store_true', help='mixed precision, on a GPU'
     )
     add_matmul_argument(parser)
+    add_trust_argument(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -147,17 +167,20 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 def load_chosen_config(args: argparse.Namespace) -> Config:
     """The config that is named, with the backbone that is named.
 
-    Imports the toolbox of the config. ``--cfg-options`` are not applied yet,
-    since they may set options of the new backbone.
+    Imports the toolbox of the config, and has MMEngine read checkpoints by the
+    reader of this package. ``--cfg-options`` are not applied yet, since they
+    may set options of the new backbone.
 
     Args:
-        args: Arguments of :func:`config_arguments`, and ``pretrained`` if
-            the tool has it.
+        args: Arguments of :func:`config_arguments`, and ``pretrained`` and
+            ``trust`` if the tool has them.
 
     Raises:
         ConfigError: If the config does not exist, or the backbone does not
             fit into it.
     """
+    protect()
+    trust_files(getattr(args, 'trust', []))
     cfg = load_config(args.config)
     import_toolbox(cfg.get('default_scope') or 'mmengine')
     if args.backbone:

@@ -16,6 +16,7 @@ from typing import Any
 from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
 
+from mmefficientmod.checkpoint.entry import protect
 from mmefficientmod.cli.arguments import COMMON
 from mmefficientmod.cli.errors import user_message
 from mmefficientmod.engine import distributed
@@ -31,12 +32,14 @@ def run(main: Callable[[Sequence[str] | None], Any]) -> None:
 
     An error that the user can correct is printed as one sentence, after its
     traceback if the command line has ``--traceback``; the exit code is 2.
-    Ctrl-C exits with 130. Any other error keeps its traceback.
+    Ctrl-C exits with 130. Any other error keeps its traceback. MMEngine reads
+    checkpoints by the reader of this package, which runs no code in them.
 
     Args:
         main: Takes the arguments, None for those of the command line.
     """
     silence_noise()
+    protect()
     try:
         main(None)
         distributed.stop()

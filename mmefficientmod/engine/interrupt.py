@@ -54,7 +54,8 @@ class InterruptHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Read how much of an epoch the checkpoint has seen."""
         meta = checkpoint.get('meta') or {}
-        self.batches_before = meta.get(BATCHES, 0)
+        batches = meta.get(BATCHES)
+        self.batches_before = batches if type(batches) is int else 0
 
     def before_train(self, runner: Runner) -> None:
         """Handle signals from here on, and go on within an epoch."""

@@ -1,12 +1,14 @@
-"""Resuming: the seed and the frozen stages of the run that is continued."""
+"""Resuming: which checkpoint, which seed, and whether the options fit it."""
 
 from __future__ import annotations
 
-from mmengine.config import Config
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
 from mmengine.dist import broadcast_object_list, get_rank
 from mmengine.logging import print_log
-from mmengine.runner import CheckpointLoader
 
+from mmefficientmod.config.literals import read_literals
 from mmefficientmod.config.nodes import ConfigError, find_model
 from mmefficientmod.config.schedule import training_length
 from mmefficientmod.engine.work_dir import newest_checkpoint, read_state
@@ -75,19 +77,24 @@ def resume_as_before(cfg: Config) -> None:
         cfg: The config, changed in place; see :func:`choose_checkpoint`.
 
     Raises:
+        CheckpointError: If the checkpoint cannot be read or has no state of a
+            training.
         ConfigError: If the checkpoint was trained with another number of
             frozen stages.
     """
     path = choose_checkpoint(cfg)
     if not path or not cfg.resume:
         return
-    checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu', 'silent')
-    meta = checkpoint.get('meta') or {}
+    meta = read_state(path)['meta']
     randomness = cfg.get('randomness') or {}
     if randomness.get('seed') is None:
         cfg.randomness = dict(randomness, seed=meta.get('seed'))
     if isinstance(meta.get('cfg'), str):
-        before = _frozen_stages(Config.fromstring(meta['cfg'], '.py'))
+        # The text is not run: it is that of a stranger, perhaps.
+        try:
+            before = _frozen_stages(ConfigDict(read_literals(meta['cfg'])))
+        except ValueError:
+            return
         now = _frozen_stages(cfg)
         if before != now:
             raise ConfigError(
@@ -97,7 +104,7 @@ def resume_as_before(cfg: Config) -> None:
             )
 
 
-def _frozen_stages(cfg: Config) -> int:
+def _frozen_stages(cfg: Config | ConfigDict) -> Any:
     try:
         return find_model(cfg).backbone.get('frozen_stages', -1)
     except ConfigError:  # the model has no replaceable backbone

@@ -22,9 +22,11 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from mmefficientmod.checkpoint.entry import protect
+from mmefficientmod.checkpoint.reading import CheckpointError
 from mmefficientmod.config.nodes import ConfigError, type_name
 from mmefficientmod.config.schedule import adapt_auto_scale_lr
-from mmefficientmod.datasets import name_file_on_error
+from mmefficientmod.datasets import DataError, name_file_on_error
 from mmefficientmod.engine import distributed
 from mmefficientmod.engine.console import show_progress
 from mmefficientmod.engine.finite import FiniteHook
@@ -34,6 +36,7 @@ from mmefficientmod.engine.resume import resume_as_before
 from mmefficientmod.engine.saving import SafeCheckpointHook, SavingMixin
 from mmefficientmod.engine.schedules import ConfigSchedule
 from mmefficientmod.engine.seeding import SeedStepHook, seed_samples
+from mmefficientmod.messages import shorten
 
 if TYPE_CHECKING:
     # MMEngine's strategies have no public module.
@@ -120,6 +123,33 @@ class RunnerMixin(SavingMixin):
             return super().train()  # type: ignore[misc]
         finally:
             self.interrupt_hook.restore()
+
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            CheckpointError: If its training state is not that of this run.
+        """
+        try:
+            super().resume(filename, *args, **kwargs)  # type: ignore[misc]
+        except (ConfigError, DataError):
+            raise
+        # What MMEngine and PyTorch raise for a state of other types. An
+        # error of another type may be one of the machine.
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise CheckpointError(
+                f'{filename} cannot be resumed: its training state does not '
+                f'fit this run ({type(error).__name__}: {shorten(str(error))})'
+                '; to start from its weights alone, set load_from to it by '
+                '--cfg-options'
+            ) from error
 
 
 class ToolRunner(RunnerMixin, Runner):
@@ -267,6 +297,7 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
         ConfigError: If the options of a resumed run differ from those of the
             run that it continues, or if FSDP and ``EMAHook`` are combined.
     """
+    protect()
     if cfg.get('resume'):
         resume_as_before(cfg)
     name = cfg.get('runner_type', 'Runner')

@@ -27,8 +27,10 @@ from mmefficientmod.registry import HOOKS
 LAST = 'last_checkpoint'
 # In the `meta` of a checkpoint within an epoch: batches that it has seen.
 BATCHES = 'batches_of_epoch'
-# In the message hub: a checkpoint that the next regular one replaces.
-EXTRA = 'extra_ckpt'
+# In the message hub: iteration of a checkpoint that the next regular one
+# replaces. Not its path, since a file from a stranger could name any.
+EXTRA = 'iteration_of_extra_ckpt'
+EXTRA_NAME = 'iter_{}.pth'
 
 
 class SavingMixin:
@@ -147,8 +149,11 @@ class SafeCheckpointHook(CheckpointHook):
             ) from error
         runner.whole_checkpoint = self.last_ckpt
         extra = runner.message_hub.runtime_info.get(EXTRA)
-        if extra and is_main_process():
-            self.file_backend.remove(extra)
+        if type(extra) is int and is_main_process():
+            name = EXTRA_NAME.format(extra)
+            self.file_backend.remove(
+                self.file_backend.join_path(self.out_dir, name)
+            )
         self._remove_old()
 
     def save_now(self, runner: Any, done: int, batches: int) -> str:
@@ -166,14 +171,14 @@ class SafeCheckpointHook(CheckpointHook):
             a training that counts epochs.
         """
         # It must not take the place of a regular one.
-        self.filename_tmpl, self.max_keep_ckpts = 'iter_{}.pth', -1
+        self.filename_tmpl, self.max_keep_ckpts = EXTRA_NAME, -1
         name = self.filename_tmpl.format(done)
         path = self.file_backend.join_path(self.out_dir, name)
         meta = dict(epoch=runner.epoch, iter=done)
         if self.by_epoch:
             meta[BATCHES] = batches
         if not Path(path).exists():
-            runner.message_hub.update_info(EXTRA, path)
+            runner.message_hub.update_info(EXTRA, done)
         self._save_checkpoint_with_step(runner, done, meta)
         return path
 

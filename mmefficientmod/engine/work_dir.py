@@ -10,6 +10,7 @@ from typing import Any
 
 from mmengine.logging import print_log
 
+from mmefficientmod.checkpoint.entry import for_run
 from mmefficientmod.checkpoint.reading import CheckpointError, read_checkpoint
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.engine.saving import LAST, remove_drafts
@@ -69,17 +70,8 @@ def read_state(path: str) -> dict[str, Any]:
     Raises:
         CheckpointError: If it cannot be read, or has only weights.
     """
-    content = read_checkpoint(path)
-    content = content if isinstance(content, dict) else {}
-    meta = content.get('meta')
-    if not isinstance(meta, Mapping) or not all(
-        type(meta.get(name)) is int for name in ('iter', 'epoch')
-    ):
-        raise CheckpointError(
-            f'{path} does not say after which iteration it was saved, so a '
-            'run cannot continue from it; use it as initial weights with '
-            '--cfg-options load_from=FILE'
-        )
+    content = for_run(read_checkpoint(path), path)
+    training_meta(content, path)
     if not isinstance(content.get('optimizer'), Mapping):
         raise CheckpointError(
             f'{path} has no state of an optimizer, so a run cannot continue '
@@ -87,6 +79,48 @@ def read_state(path: str) -> dict[str, Any]:
             'initial weights with --cfg-options load_from=FILE'
         )
     return content
+
+
+def training_meta(checkpoint: Any, path: str) -> Mapping[str, Any]:
+    """What a checkpoint says of the training that wrote it.
+
+    Args:
+        checkpoint: Content of the file.
+        path: Its name, for messages.
+
+    Returns:
+        ``meta`` of the content, with ``epoch`` and ``iter``.
+
+    Raises:
+        CheckpointError: If it has no state of a training, or one that
+            MMEngine cannot have written.
+    """
+    content = checkpoint if isinstance(checkpoint, Mapping) else {}
+    meta = content.get('meta')
+    hub = content.get('message_hub')
+    if not isinstance(meta, Mapping) or not isinstance(hub, Mapping):
+        raise CheckpointError(
+            f'{path} has no state of a training, so it cannot be resumed; to '
+            'start from its weights, use --cfg-options load_from=FILE '
+            'without --resume'
+        )
+    seed = meta.get('seed')
+    parts = ('log_scalars', 'runtime_info', 'resumed_keys')
+    for name, valid in (
+        *((key, _is_count(meta.get(key))) for key in ('epoch', 'iter')),
+        ('seed', seed is None or (_is_count(seed) and seed < 2**32)),
+        *((part, isinstance(hub.get(part), Mapping)) for part in parts),
+    ):
+        if not valid:
+            raise CheckpointError(
+                f'{path} cannot be resumed: its {name} is missing or is not '
+                'what MMEngine writes'
+            )
+    return meta
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 def refuse_checkpoints(work_dir: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from mmefficientmod.checkpoint.entry import protect
 from mmefficientmod.checkpoint.loading import pretrained_part
 from mmefficientmod.checkpoint.reading import (
     CheckpointError,
@@ -124,11 +125,12 @@ def _check_weights_fit(
 ) -> None:
     """Refuse weights that leave tensors of a backbone random.
 
-    MMEngine reads the file, here and in the training. It loads the tensors
+    MMEngine loads the file, here and in the training. It takes the tensors
     that fit, and only warns of the others. Tensors that start from constants
     may be missing, as this check does not see them: the norms of single
     outputs, which ImageNet weights do not have, are among them.
     """
+    protect()
     random = randomly_initialised(backbone)
     if random:
         tensors = randomly_initialised(without_weights(backbone))

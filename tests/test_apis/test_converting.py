@@ -1,6 +1,7 @@
 """Converting checkpoints of the authors and ours, and refusing others."""
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from mmefficientmod.apis.converting import (
     save_checkpoint,
     sha256,
 )
-from mmefficientmod.checkpoint.reading import CheckpointError
+from mmefficientmod.checkpoint.reading import CheckpointError, read_checkpoint
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.toolbox import build_model, import_toolbox
 
@@ -220,6 +221,44 @@ def test_converting_twice_changes_nothing(tool, part):
     assert one['meta'] == two['meta']
     assert list(one['state_dict']) == list(two['state_dict'])
     assert_close(one['state_dict'], two['state_dict'], rtol=0, atol=0)
+
+
+class Call:
+    def __reduce__(self):
+        return Path.touch, (Path('trap'),)
+
+
+def test_trusted_file_is_converted(tool, workplace, capsys):
+    content = {'state_dict': official_classifier(), 'extra': Call()}
+    torch.save(content, 'theirs.pth')
+    with pytest.raises(CheckpointError, match='--trust theirs.pth'):
+        run(tool, 'theirs.pth', 'ours.pth')
+    assert not Path('trap').exists()
+    run(tool, 'theirs.pth', 'ours.pth', '--trust', 'theirs.pth')
+    assert Path('trap').exists()
+    assert 'code in it runs' in capsys.readouterr().out
+    read('ours.pth')
+    with pytest.raises(CheckpointError, match='--trust theirs.pth'):
+        run(tool, 'theirs.pth', 'other.pth')
+
+
+def test_safetensors_hold_the_same_weights_and_meta(tool):
+    meta = dict(CLASSES=('a', 'b'))
+    content = {'state_dict': official_classifier(), 'meta': meta}
+    torch.save(content, 'theirs.pth')
+    run(tool, 'theirs.pth', 'ours.pth')
+    run(tool, 'theirs.pth', 'ours.safetensors')
+    run(tool, 'ours.safetensors', 'again.pth')
+    one, two = read('ours.pth'), read_checkpoint('ours.safetensors')
+    assert_close(one['state_dict'], two['state_dict'], rtol=0, atol=0)
+    assert two['meta'].pop('dataset_meta') == dict(classes=['a', 'b'])
+    assert one['meta'].pop('dataset_meta') == dict(classes=('a', 'b'))
+    assert one['meta'] == two['meta']
+    assert_close(read('again.pth')['state_dict'], one['state_dict'])
+    from safetensors.torch import load_file
+
+    plain = load_file('ours.safetensors')  # as other programs read it
+    assert plain.keys() == one['state_dict'].keys()
 
 
 def test_converted_backbone_loads_as_pretrained_weights(tool):

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from mmefficientmod.checkpoint.entry import read_by_us
 from mmefficientmod.messages import did_you_mean
 from mmefficientmod.torch_private import BatchNorm
 
@@ -32,7 +33,8 @@ def create_model(name: str, options: Mapping[str, Any]) -> Any:
     import timm
 
     try:
-        return timm.create_model(name, **options)
+        with read_by_us():
+            return timm.create_model(name, **options)
     except TypeError as error:
         if 'drop_path_rate' in str(error):
             raise ValueError(

@@ -20,7 +20,11 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor
 
 from mmefficientmod.checkpoint.loading import load_pretrained, pretrained_part
-from mmefficientmod.checkpoint.reading import CheckpointError, read_checkpoint
+from mmefficientmod.checkpoint.reading import (
+    CheckpointError,
+    check_weights,
+    read_checkpoint,
+)
 from mmefficientmod.models.backbones.base import (
     check_images,
     check_stages,
@@ -244,7 +248,9 @@ class TimmPyramid(Deployable, BaseModule):
                 f'timm does not get the weights of {name}: {error}. Without a '
                 'network, give the path of their file instead'
             ) from error
-        return model.to(map_location).state_dict()
+        weights = model.to(map_location).state_dict()
+        check_weights(weights, name)
+        return weights
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """``(N, C, H, W)`` to one ``(N, C_i, H_i, W_i)`` for each level.

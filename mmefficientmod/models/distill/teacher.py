@@ -22,9 +22,11 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from mmefficientmod.checkpoint.entry import read_by_us
 from mmefficientmod.checkpoint.loading import load_whole
 from mmefficientmod.checkpoint.reading import (
     CheckpointError,
+    check_weights,
     read_checkpoint,
     select_weights,
 )
@@ -221,7 +223,10 @@ class Teacher:
         import timm
 
         try:
-            return timm.create_model(name, **options)
+            with read_by_us():
+                model = timm.create_model(name, **options)
+            check_weights(model.state_dict(), self.checkpoint or name)
+            return model
         # The type of a hub's error depends on the installed libraries.
         except Exception as error:
             text = textwrap.shorten(str(error), 400) or type(error).__name__
