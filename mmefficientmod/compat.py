@@ -22,7 +22,9 @@ Modules = dict[str, Versions]
 # The range of a toolbox is the minor series that the locks in requirements/
 # hold, since toolboxes break their interface between minor releases.
 #
-# PyTorch keeps its interface within a major version, so its range is wider:
+# PyTorch keeps its interface within a major version, so its range is wider
+# than the versions that were tested: 2.11, 2.13 and 2.15 for onedl, and 2.1
+# for openmmlab.
 # - onedl: from 2.3, since onedl-mmsegmentation needs NumPy 2, which older
 #   PyTorch does not support, and below 3.
 # - openmmlab: from 2.1, the oldest version tested, to 2.5, since MMEngine

@@ -69,8 +69,7 @@ def _let_first_process_speak(error: Exception) -> None:
         return
     rank = int(os.environ.get('RANK', 0))
     if failure_of_another(error) or rank:
-        # The agent of PyTorch 2.1 looks every 5 seconds.
-        time.sleep(7)
+        time.sleep(2)  # engine/launch.py looks ten times a second
 
 
 @contextlib.contextmanager

@@ -28,8 +28,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.getLogger('torch.distributed.run').setLevel(logging.ERROR)
     if hasattr(signal, 'SIGUSR1'):  # not on Windows
         signal.signal(signal.SIGUSR1, _stop)
+    args = parse_args(argv)
+    args.monitor_interval = 0.1  # seconds; 5 in PyTorch 2.1
     try:
-        run(parse_args(argv))
+        run(args)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         code = failure.exitcode

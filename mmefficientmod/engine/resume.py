@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 from mmefficientmod.config.literals import read_literals
 from mmefficientmod.config.nodes import ConfigError, find_model
 from mmefficientmod.config.schedule import training_length
-from mmefficientmod.engine.work_dir import newest_checkpoint, read_state
+from mmefficientmod.engine.work_dir import newest_checkpoint, read_meta
 
 
 def choose_checkpoint(cfg: Config) -> str | None:
@@ -31,7 +31,7 @@ def choose_checkpoint(cfg: Config) -> str | None:
     if not cfg.get('resume'):
         return cfg.get('load_from')
     if cfg.get('load_from'):
-        read_state(cfg.load_from)
+        read_meta(cfg.load_from)
         return cfg.load_from
     found = [newest_checkpoint(cfg.work_dir) if get_rank() == 0 else None]
     broadcast_object_list(found)
@@ -55,7 +55,7 @@ def nothing_left(cfg: Config, path: str) -> str | None:
     """
     length, by_epoch = training_length(cfg)
     unit = 'epoch' if by_epoch else 'iter'
-    done = read_state(path)['meta'][unit]
+    done = read_meta(path)[unit]
     if not cfg.get('resume') or not length or done < length:
         return None
     return (
@@ -85,7 +85,7 @@ def resume_as_before(cfg: Config) -> None:
     path = choose_checkpoint(cfg)
     if not path or not cfg.resume:
         return
-    meta = read_state(path)['meta']
+    meta = read_meta(path)
     randomness = cfg.get('randomness') or {}
     if randomness.get('seed') is None:
         cfg.randomness = dict(randomness, seed=meta.get('seed'))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -43,7 +44,7 @@ def newest_checkpoint(work_dir: str) -> str | None:
     for paths in families.values():
         for path in sorted(paths, key=_number, reverse=True):
             try:
-                newest[read_state(str(path))['meta']['iter']] = path
+                newest[read_meta(str(path))['iter']] = path
                 break
             except CheckpointError as error:
                 print_log(f'passed over: {error}', 'current', logging.WARNING)
@@ -58,27 +59,39 @@ def newest_checkpoint(work_dir: str) -> str | None:
     return str(newest[max(newest)])
 
 
-def read_state(path: str) -> dict[str, Any]:
-    """Read a checkpoint from which a run can continue.
+def read_meta(path: str) -> Mapping[str, Any]:
+    """What a checkpoint says of its training; a run can continue from it.
 
     Args:
-        path: A file or URL.
+        path: A file or URL. A file is not read again until it changes.
 
     Returns:
-        Its content.
+        See :func:`training_meta`.
 
     Raises:
         CheckpointError: If it cannot be read, or has only weights.
     """
+    if '://' in path or not Path(path).is_file():
+        return _read_meta(path)
+    state = Path(path).stat()
+    return _read_meta_once(path, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _read_meta_once(path: str, *state: int) -> Mapping[str, Any]:
+    return _read_meta(path)
+
+
+def _read_meta(path: str) -> Mapping[str, Any]:
     content = for_run(read_checkpoint(path), path)
-    training_meta(content, path)
+    meta = training_meta(content, path)
     if not isinstance(content.get('optimizer'), Mapping):
         raise CheckpointError(
             f'{path} has no state of an optimizer, so a run cannot continue '
             'from it: continue from a numbered checkpoint, or use it as '
             'initial weights with --cfg-options load_from=FILE'
         )
-    return content
+    return meta
 
 
 def training_meta(checkpoint: Any, path: str) -> Mapping[str, Any]:

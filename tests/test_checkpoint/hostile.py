@@ -492,10 +492,12 @@ def sound(weights=None):
     weights = nn.Linear(3, 2).state_dict() if weights is None else weights
     log = OrderedDict(loss=HistoryBuffer([1.0, 2.0], [1, 1]))
     info = dict(epoch=1, iter=2)
+    # Of two parameters, as the model of the tests has.
+    optimizer = torch.optim.SGD(nn.Linear(3, 2).parameters(), lr=0.1)
     return dict(
         meta=dict(epoch=1, iter=2, seed=3, cfg='model = dict()'),
         state_dict=weights,
-        optimizer=dict(state={}, param_groups=[]),
+        optimizer=optimizer.state_dict(),
         message_hub=dict(
             log_scalars=log,
             runtime_info=info,
