@@ -103,6 +103,7 @@ def test_mistake_of_one_process_is_one_line(place):
     assert 'Traceback' not in shown
 
 
+@pytest.mark.slow
 def test_signal_to_the_launcher_stops_all_with_a_checkpoint(place):
     run = launch('slow')
     deadline = time.monotonic() + 100

@@ -113,7 +113,7 @@ class PatchEmbed(nn.Module):
         )
         if in_channels > 4:
             # Weights in channels_last like the input, so no call converts
-            # them; the stem's image is NCHW. (mypy knows no memory_format.)
+            # them; the stem's image is NCHW.
             self.proj.to(memory_format=torch.channels_last)
         self.norm = nn.LayerNorm(out_channels)
 

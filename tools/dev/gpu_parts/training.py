@@ -53,6 +53,13 @@ def tasks(setup: Setup) -> dict[str, Task]:
             setup.pick(100, 2),
             setup.pick(40, 2),
             'iter_{}.pth',
+            setup.pick(
+                (),
+                (
+                    'train_dataloader.batch_size=2',
+                    'train_dataloader.num_workers=0',
+                ),
+            ),
         ),
         mask_rcnn=Task(
             'mmefficientmod::det/mask_rcnn_efficientmod_{}_fpn_1x_coco.py',
