@@ -14,4 +14,5 @@ MASTER_ADDR, the address of node 0; PORT, if port 29500 is in use there.
 USAGE
   exit 2
 fi
+name_command "$0" "$@"
 with_torchrun train.py "$2" "$1" "${@:3}"

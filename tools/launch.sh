@@ -10,6 +10,12 @@ fail() {
   exit 2
 }
 
+# name_command WORDS: the command line, which a training prints to continue.
+name_command() {
+  printf -v MMEFFICIENTMOD_COMMAND '%q ' "$@"
+  export MMEFFICIENTMOD_COMMAND
+}
+
 # with_torchrun TOOL PROCESSES [ARGUMENTS]: start the processes of this node.
 with_torchrun() {
   local tool=$1 processes=$2

@@ -13,4 +13,5 @@ arguments of srun.
 USAGE
   exit 2
 fi
+name_command "$0" "$@"
 with_srun "$1" "$2" train.py "${@:3}"

@@ -20,6 +20,7 @@ import torch
 from mmengine.dist import all_reduce, is_distributed, is_main_process
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import print_log
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 
 from mmefficientmod.engine.saving import BATCHES, SafeCheckpointHook
@@ -32,6 +33,9 @@ SIGNALS = [
     for name in ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1')
     if hasattr(signal, name)
 ]
+
+# The command line of a script of tools/ that started several processes.
+COMMAND = 'MMEFFICIENTMOD_COMMAND'
 
 
 @HOOKS.register_module()
@@ -100,7 +104,11 @@ class InterruptHook(Hook):
     ) -> None:
         """Stop if a signal came, but not between accumulated gradients."""
         wrapper = runner.optim_wrapper
-        if getattr(wrapper, 'should_update', lambda: True)():
+        # Of several optimizers, each accumulates for itself.
+        accumulates = isinstance(wrapper, OptimWrapper) and not isinstance(
+            wrapper, OptimWrapperDict
+        )
+        if not accumulates or wrapper.should_update():
             self._stop_if_told(
                 runner, runner.iter + 1, self.batches_before + batch_idx + 1
             )
@@ -174,13 +182,15 @@ def init_worker(before: Any, worker_id: int) -> None:
 
 
 def resume_command() -> str:
-    """The command of this process, continued."""
-    words = [w for w in sys.orig_argv[1:] if w != '--overwrite']
+    """The command of this run, continued."""
+    script = os.environ.get(COMMAND)
+    words = shlex.split(script) if script else ['python', *sys.orig_argv[1:]]
+    words = [word for word in words if word != '--overwrite']
     if '--resume' not in words:
-        return shlex.join(['python', *words, '--resume'])
+        return shlex.join([*words, '--resume'])
     at = words.index('--resume')
     # Without the FILE that the first run started from.
     end = at + 1
     if end < len(words) and not words[end].startswith('-'):
         end += 1
-    return shlex.join(['python', *words[:at], '--resume', *words[end:]])
+    return shlex.join([*words[:at], '--resume', *words[end:]])

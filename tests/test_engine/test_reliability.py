@@ -13,7 +13,13 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS, METRICS, MODELS
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import (
+    HOOKS,
+    METRICS,
+    MODELS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+)
 from tiny_training import LOOPS, Dropped, config
 from torch.testing import assert_close
 
@@ -197,6 +203,57 @@ def test_command_that_continues(words, command, monkeypatch):
     argv = ['python', *interrupt.shlex.split(words)]
     monkeypatch.setattr(sys, 'orig_argv', argv)
     assert interrupt.resume_command() == f'python {command}'
+
+
+def test_command_that_continues_is_that_of_the_script(monkeypatch):
+    monkeypatch.setenv(interrupt.COMMAND, 'tools/dist_train.sh c.py 8 ')
+    assert interrupt.resume_command() == 'tools/dist_train.sh c.py 8 --resume'
+
+
+def test_several_optimizers_are_trained(tmp_path):
+    """None of them says when the gradients of all are used."""
+    optim = dict(
+        constructor='BySide',
+        optimizer=dict(type='SGD', lr=0.01),
+    )
+    cfg = config(
+        tmp_path,
+        ITERATIONS,
+        model=dict(type='SteppedApart'),
+        optim_wrapper=optim,
+    )
+    runner = build(cfg, at(3, send(signal.SIGTERM)))
+    with pytest.raises(SystemExit):
+        runner.train()
+    assert len(runner.model.seen) == 3
+    assert 'iter_3.pth' in saved(tmp_path)
+
+
+@MODELS.register_module(force=True)
+class SteppedApart(Dropped):
+    def train_step(self, data, optim_wrapper):
+        losses = self(data, mode='loss')
+        losses['loss'].backward()
+        for wrapper in optim_wrapper.values():
+            wrapper.step()
+            wrapper.zero_grad()
+        return losses
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)
+class BySide:
+    """Optimizers for the weight and the bias."""
+
+    def __init__(self, optim_wrapper_cfg, paramwise_cfg=None):
+        pass
+
+    def __call__(self, model):
+        return OptimWrapperDict(
+            **{
+                name: OptimWrapper(torch.optim.SGD([parameter], lr=0.01))
+                for name, parameter in model.linear.named_parameters()
+            }
+        )
 
 
 # ------------------------------------------------------- killed while writing
