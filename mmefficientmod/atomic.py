@@ -36,10 +36,15 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield draft
         sync(draft)
-        os.replace(draft, target)
-        sync_folder(target.parent)
+        publish(draft, target)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def publish(draft: Path, target: Path) -> None:
+    """Give a file, or a folder, that is on the disk its final name."""
+    os.replace(draft, target)
+    _sync_folder(target.parent)
 
 
 def sync(path: Path) -> None:
@@ -48,7 +53,7 @@ def sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Wait until the names in a folder are on the disk, where that exists."""
     if not hasattr(os, 'O_DIRECTORY'):  # Windows cannot open a folder
         return

@@ -20,6 +20,7 @@ from mmefficientmod.engine.resume import choose_checkpoint, nothing_left
 from mmefficientmod.engine.runner import build_runner
 from mmefficientmod.engine.work_dir import (
     refuse_checkpoints,
+    refuse_removal,
     remove_checkpoints,
 )
 from mmefficientmod.swap.weights import set_pretrained
@@ -88,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> Runner | FlexibleRunner:
         if done:
             print_log(done, 'current')
             sys.exit()
+    if args.overwrite:
+        refuse_removal(cfg.work_dir, start, args.pretrained)
     if args.pretrained and not args.backbone:
         set_pretrained(cfg, args.pretrained)
     loaders = ('train_dataloader', 'val_dataloader')

@@ -136,10 +136,21 @@ def _fault_of_weight(name: Any, weight: Tensor) -> str | None:
         if name.endswith(('.weight', '.bias')):
             return f'has values of type {str(weight.dtype).split(".")[-1]}'
         return None
+    return (
+        None if is_finite(name, weight) else 'has values that are not finite'
+    )
+
+
+def is_finite(name: str, weight: Tensor) -> bool:
+    """Whether a weight is finite, or a mask without NaN.
+
+    Args:
+        name: Its name in the model.
+        weight: Any floating-point tensor.
+    """
     if weight.element_size() == 1:  # float8, which has few operations
         weight = weight.float()
     if torch.isfinite(weight).all():
-        return None
-    if 'mask' in name.rpartition('.')[2] and not torch.isnan(weight).any():
-        return None
-    return 'has values that are not finite'
+        return True
+    is_mask = 'mask' in name.rpartition('.')[2]
+    return is_mask and not bool(torch.isnan(weight).any())

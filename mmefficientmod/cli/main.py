@@ -65,10 +65,9 @@ def _let_first_process_speak(error: Exception) -> None:
     Args:
         error: The error of this process.
     """
-    if int(os.environ.get('WORLD_SIZE', 1)) < 2:
+    if os.environ.get('WORLD_SIZE', '1') == '1':
         return
-    rank = int(os.environ.get('RANK', 0))
-    if failure_of_another(error) or rank:
+    if failure_of_another(error) or os.environ.get('RANK', '0') != '0':
         time.sleep(2)  # engine/launch.py looks ten times a second
 
 

@@ -48,6 +48,8 @@ def start(launcher: str, timeout: float) -> None:
             f'{", ".join(missing)} {"is" if len(missing) == 1 else "are"} not '
             'set; tools/dist_train.sh and tools/dist_test.sh start them'
         )
+    if launcher == 'pytorch':
+        _check_numbers()
     if torch.cuda.is_available():
         local_rank = int(os.environ.get('LOCAL_RANK', 0))
         if launcher == 'pytorch' and local_rank >= torch.cuda.device_count():
@@ -73,6 +75,19 @@ def start(launcher: str, timeout: float) -> None:
             rank=rank,
             world_size=size,
             timeout=limit,
+        )
+
+
+def _check_numbers() -> None:
+    """Refuse numbers of processes that do not go together."""
+    numbers = {x: os.environ[x] for x in VARIABLES if x != 'MASTER_ADDR'}
+    for name, value in numbers.items():
+        if not value.isdecimal():
+            raise ConfigError(f'{name} is {value!r}, which is no number')
+    if int(numbers['RANK']) >= int(numbers['WORLD_SIZE']):
+        raise ConfigError(
+            f'RANK={numbers["RANK"]} must be less than the number of '
+            f'processes, WORLD_SIZE={numbers["WORLD_SIZE"]}'
         )
 
 

@@ -11,12 +11,12 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmefficientmod.checkpoint.checks import is_finite
 from mmefficientmod.registry import HOOKS
 
 # PyTorch's scaler halves its factor after each overflow, from 65536. Below
@@ -92,7 +92,7 @@ class FiniteHook(Hook):
             if (
                 isinstance(value, Tensor)
                 and value.is_floating_point()
-                and not torch.isfinite(value).all()
+                and not is_finite(name, value)
             ):
                 self._refuse(
                     runner,

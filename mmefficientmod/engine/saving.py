@@ -8,7 +8,6 @@ renamed; older ones are removed last.
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.utils import apply_to
 
-from mmefficientmod.atomic import sync, sync_folder
+from mmefficientmod.atomic import publish, sync
 from mmefficientmod.checkpoint.reading import CheckpointError
 from mmefficientmod.registry import HOOKS
 
@@ -95,8 +94,7 @@ def _publish(draft: Path, path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         sync(draft)
-    os.replace(draft, path)
-    sync_folder(path.parent)
+    publish(draft, path)
 
 
 def _need(runner: Any, path: Path) -> str:

@@ -155,6 +155,25 @@ def refuse_checkpoints(work_dir: str) -> None:
         )
 
 
+def refuse_removal(work_dir: str, *starts: str | None) -> None:
+    """Refuse to remove the checkpoints that a run itself starts from.
+
+    Args:
+        work_dir: The folder whose checkpoints the run replaces.
+        *starts: Files or URLs that the run reads.
+
+    Raises:
+        ConfigError: If one of these checkpoints is among them.
+    """
+    removed = {path.resolve() for path in _all(work_dir)}
+    for start in starts:
+        if start and Path(start).resolve() in removed:
+            raise ConfigError(
+                f'--overwrite would remove {start}, from which this run '
+                'starts; choose another --work-dir, or move the file'
+            )
+
+
 def remove_checkpoints(work_dir: str) -> None:
     """Remove the checkpoints of a run that another one replaces.
 

@@ -162,6 +162,24 @@ def test_variables_of_torchrun_are_checked(monkeypatch):
         distributed.start('pytorch', 10)
 
 
+@pytest.mark.parametrize(
+    ('name', 'value', 'message'),
+    [
+        ('WORLD_SIZE', 'two', "WORLD_SIZE is 'two', which is no number"),
+        ('MASTER_PORT', '-1', "MASTER_PORT is '-1', which is no number"),
+        ('RANK', '2', 'RANK=2 must be less than the number of processes'),
+    ],
+)
+def test_numbers_of_processes_are_checked(name, value, message, monkeypatch):
+    numbers = dict(RANK=0, WORLD_SIZE=2, LOCAL_RANK=0, MASTER_PORT=29500)
+    for key, number in numbers.items():
+        monkeypatch.setenv(key, str(number))
+    monkeypatch.setenv('MASTER_ADDR', '127.0.0.1')
+    monkeypatch.setenv(name, value)
+    with pytest.raises(distributed.ConfigError, match=message):
+        distributed.start('pytorch', 10)
+
+
 if __name__ == '__main__':
     kind, timeout = sys.argv[1:]
     cli.run(lambda _: train(kind, float(timeout)))

@@ -13,6 +13,7 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import (
     HOOKS,
@@ -406,7 +407,11 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize('damage', DAMAGES)
-def test_damaged_checkpoint_is_named_and_passed_over(run_dir, damage, capsys):
+def test_damaged_checkpoint_is_named_and_passed_over(
+    run_dir, damage, tmp_path, capsys
+):
+    # A logger writes to the terminal of when it was made.
+    MMLogger.get_instance(str(tmp_path))
     DAMAGES[damage](run_dir / 'iter_6.pth')
     found = work_dir.newest_checkpoint(str(run_dir))
     assert found == str(run_dir / 'iter_4.pth')
@@ -435,6 +440,8 @@ def test_checkpoints_in_another_folder_are_found(trained, tmp_path):
 
 
 def test_run_without_a_checkpoint_starts_at_the_beginning(tmp_path, capsys):
+    # A logger writes to the terminal of when it was made.
+    MMLogger.get_instance(str(tmp_path))
     cfg = config(tmp_path / 'run', ITERATIONS, resume=True)
     assert choose_checkpoint(cfg) is None
     assert cfg.resume is False
@@ -458,6 +465,15 @@ def test_new_run_is_refused_in_the_work_dir_of_another(run_dir):
     work_dir.refuse_checkpoints(str(run_dir))
     assert saved(run_dir) == {'mine.pth'}
     assert not (run_dir / 'last_checkpoint').exists()
+
+
+def test_checkpoint_from_which_a_run_starts_is_not_removed(run_dir):
+    start = run_dir / 'iter_4.pth'
+    for path in start, run_dir / '../moved/iter_4.pth':
+        with pytest.raises(ConfigError, match='--overwrite would remove'):
+            work_dir.refuse_removal(str(run_dir), None, str(path))
+    others = 'other.pth', 'https://x/iter_4.pth', str(run_dir / 'mine.pth')
+    work_dir.refuse_removal(str(run_dir), *others)
 
 
 # --------------------------------------------------------------- the schedule
@@ -574,3 +590,12 @@ def test_weight_that_is_not_finite_is_not_saved(tmp_path):
     with pytest.raises(TrainingError, match='weight linear.weight is not f'):
         runner.train()
     assert saved(tmp_path) == {'iter_2.pth'}
+
+
+def test_mask_of_infinities_is_saved(tmp_path):
+    """As in CLIP: minus infinity means that nothing is attended to."""
+    runner = build(config(tmp_path, ITERATIONS))
+    mask = torch.tensor([0.0, float('-inf')])
+    runner.model.register_buffer('attn_mask', mask)
+    runner.train()
+    assert work_dir.read_meta(str(tmp_path / 'iter_6.pth'))['iter'] == 6
