@@ -40,6 +40,10 @@ TINY = dict(
     expand_ratios=(1, 3),
     attn_mlp_ratios=(2, 2, 2, 2),
 )
+# EdgeViT in the same widths.
+TINY_EDGEVIT = dict(
+    dims=TINY['dims'], depths=(1, 1, 1, 1), head_dim=8, sr_ratios=(4, 2, 2, 1)
+)
 
 
 # Files that MMEngine read, and configs that it formatted.

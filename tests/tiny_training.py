@@ -62,24 +62,21 @@ class Dropped(BaseModel):
         return losses
 
 
+# With this sampler the data ends, and MMEngine's loop begins it again.
+SHUFFLED = dict(type='DefaultSampler', shuffle=True)
+ITERATIONS = dict(
+    train_cfg=dict(type='IterBasedTrainLoop', max_iters=6),
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2),
+    name='iter_4.pth',
+    done=4,
+)
 LOOPS = {
-    'iterations': dict(
-        train_cfg=dict(type='IterBasedTrainLoop', max_iters=6),
-        sampler=dict(type='InfiniteSampler', shuffle=True),
-        checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2),
-        name='iter_4.pth',
-        done=4,
-    ),
-    'restarts': dict(
-        train_cfg=dict(type='IterBasedTrainLoop', max_iters=6),
-        sampler=dict(type='DefaultSampler', shuffle=True),
-        checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2),
-        name='iter_4.pth',
-        done=4,
-    ),
+    'iterations': ITERATIONS,
+    'restarts': dict(ITERATIONS, sampler=SHUFFLED),
     'epochs': dict(
         train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=3),
-        sampler=dict(type='DefaultSampler', shuffle=True),
+        sampler=SHUFFLED,
         checkpoint=dict(type='CheckpointHook', interval=1),
         name='epoch_2.pth',
         done=6,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 from mmengine.hooks import Hook
-from tiny_training import LOOPS, config
+from tiny_training import ITERATIONS, config
 from torch.testing import assert_close
 
 from mmefficientmod import cli
@@ -19,7 +19,7 @@ from mmefficientmod.engine import distributed
 from mmefficientmod.engine.resume import choose_checkpoint
 from mmefficientmod.engine.runner import build_runner
 
-ITERATIONS = 40
+LENGTH = 40
 
 
 class Trouble(Hook):
@@ -48,8 +48,8 @@ class Trouble(Hook):
 def train(kind, timeout):
     """The training in one of two processes."""
     distributed.start('pytorch', timeout)
-    loop = dict(LOOPS['iterations'])
-    loop['train_cfg'] = dict(loop['train_cfg'], max_iters=ITERATIONS)
+    length = dict(ITERATIONS['train_cfg'], max_iters=LENGTH)
+    loop = dict(ITERATIONS, train_cfg=length)
     cfg = config(
         'run', loop, launcher='pytorch', randomness=dict(seed=3), resume=True
     )
@@ -117,7 +117,7 @@ def test_signal_to_the_launcher_stops_all_with_a_checkpoint(place):
     assert 'Traceback' not in shown
     last = Path(Path('run/last_checkpoint').read_text())
     done = int(last.stem.removeprefix('iter_'))
-    assert 0 < done < ITERATIONS
+    assert 0 < done < LENGTH
     assert f'after iteration {done}, saved in {last}' in printed
 
 

@@ -21,7 +21,7 @@ from mmengine.registry import (
     MODELS,
     OPTIM_WRAPPER_CONSTRUCTORS,
 )
-from tiny_training import LOOPS, Dropped, config
+from tiny_training import ITERATIONS, LOOPS, Dropped, config
 from torch.testing import assert_close
 
 from mmefficientmod.checkpoint.reading import CheckpointError
@@ -31,7 +31,7 @@ from mmefficientmod.engine.finite import TrainingError
 from mmefficientmod.engine.resume import choose_checkpoint, nothing_left
 from mmefficientmod.engine.runner import build_runner
 
-ITERATIONS, EPOCHS = LOOPS['iterations'], LOOPS['epochs']
+EPOCHS = LOOPS['epochs']
 
 
 @HOOKS.register_module(force=True)

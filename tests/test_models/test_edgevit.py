@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import load_pretrained, randomise
+from helpers import TINY_EDGEVIT, load_pretrained, randomise
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -23,12 +23,7 @@ from mmefficientmod.models.backbones.edgevit import (
 )
 from mmefficientmod.registry import MODELS
 
-TINY = dict(
-    dims=(8, 16, 24, 32),
-    depths=(1, 1, 4, 1),
-    head_dim=8,
-    sr_ratios=(4, 2, 2, 1),
-)
+TINY = dict(TINY_EDGEVIT, depths=(1, 1, 4, 1))
 # Of the authors' code: parameters of a classifier of 1000 classes, and of
 # patch embedding and blocks of each stage; 1e9 multiply-adds at 224.
 OFFICIAL = dict(

@@ -17,7 +17,7 @@ from fake_gpu import (
     fake_gpu,
     to_fake_gpu,
 )
-from helpers import ROOT, TINY
+from helpers import ROOT, TINY, TINY_EDGEVIT
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData, PixelData, instance_data
 from rivals import EFFICIENTFORMERS, FAMILIES, build
@@ -42,19 +42,15 @@ FAST_DTYPES = [
 # One size of each family; other sizes run the same code.
 SMALLEST = {*FAMILIES, 'efficientmod_xxs', 'mbconv_xs', 'edgevit_xxs'}
 WITHOUT_CP = ('poolformer', 'van')
-SMALL = dict(
-    dims=(8, 16, 24, 32),
-    depths=(1, 1, 1, 1),
-    head_dim=8,
-    sr_ratios=(4, 2, 2, 1),
-)
 # Every kind of block of this package.
 OWN = {
     'modulation': lambda: EfficientMod(TINY, drop_path_rate=0.1),
     'reparam': lambda: EfficientMod(TINY, reparam=True, final_norm=True),
     'mbconv': lambda: EfficientMod({**TINY, 'block': 'mbconv'}),
     'no layer scale': lambda: EfficientMod(TINY, layer_scale_init_value=0),
-    'EdgeViT': lambda: EdgeViT(SMALL, final_norm=True, drop_path_rate=0.1),
+    'EdgeViT': lambda: EdgeViT(
+        TINY_EDGEVIT, final_norm=True, drop_path_rate=0.1
+    ),
 }
 DEPLOYED = {
     'deployed': lambda: EfficientMod(TINY, reparam=True).switch_to_deploy(),

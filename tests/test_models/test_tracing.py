@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import TINY, randomise
+from helpers import TINY, TINY_EDGEVIT, randomise
 from torch import fx
 from torch.testing import assert_close
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -11,12 +11,6 @@ from mmefficientmod import EdgeViT, EfficientMod
 from mmefficientmod.models.backbones.efficientmod import ARCHS, MBCONV_ARCHS
 
 NARROW = dict(dims=(8, 16, 24, 32))
-EDGEVIT = dict(
-    dims=(8, 16, 24, 32),
-    depths=(1, 1, 1, 1),
-    head_dim=8,
-    sr_ratios=(4, 2, 2, 1),
-)
 MODELS = {
     # The variants' own depths, ratios and stochastic depth; few channels.
     **{
@@ -31,7 +25,7 @@ MODELS = {
     ),
     'with_cp': lambda: EfficientMod(TINY, with_cp=True),
     'one stage': lambda: EfficientMod(TINY, out_indices=2, frozen_stages=1),
-    'EdgeViT': lambda: EdgeViT(EDGEVIT, final_norm=True),
+    'EdgeViT': lambda: EdgeViT(TINY_EDGEVIT, final_norm=True),
 }
 IMAGE = torch.rand(1, 3, 64, 96)
 OTHERS = torch.rand(2, 3, 97, 66), torch.rand(1, 3, 35, 40)
