@@ -1,8 +1,9 @@
 """Checks of data, class folders, and generated miniatures of data sets."""
 
-from .checks import DataError, check_data_exists, name_file_on_error
+from .checks import DataError, check_data_exists
 from .folders import fit_classes
 from .mini import apply_mini
+from .samples import name_file_on_error
 
 __all__ = [
     'DataError',
