@@ -270,6 +270,17 @@ def test_mini_shortens_stock_schedules_of_epochs(mini_root):
     assert cfg.train_cfg.max_epochs == 2
 
 
+def test_mini_keeps_a_range_of_sizes_a_range(mini_root):
+    cfg = load_config('mmdet::yolo/yolov3_d53_8xb8-ms-608-273e_coco.py')
+    apply_mini(cfg, str(mini_root))
+    (step,) = (
+        x
+        for x in cfg.train_dataloader.dataset.pipeline
+        if x.type == 'RandomResize'
+    )
+    assert step.scale == [COCO.scale, COCO.scale]
+
+
 def test_mini_refuses_other_data_sets():
     cfg = load_config('mmseg::fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py')
     with pytest.raises(ConfigError, match='PascalVOCDataset.*ADE20KDataset'):

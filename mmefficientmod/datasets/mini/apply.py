@@ -205,8 +205,11 @@ def _shrink_sizes(cfg: Config, mini: Miniature) -> None:
     ratio = mini.crop_size[0] / max(sides, default=1)
     for step in steps:
         for key in ('scale', 'crop_size'):
-            if is_pair(step.get(key)):
-                step[key] = getattr(mini, key)
+            value = step.get(key)
+            if is_pair(value):
+                size = getattr(mini, key)
+                # A range of sizes is a pair of pairs.
+                step[key] = [size, size] if is_pair(value[0]) else size
             elif _is_side(step.get(key)) and sides:
                 step[key] = round(step[key] * ratio)
     if is_pair(cfg.get('crop_size')):
