@@ -21,6 +21,7 @@ from mmengine.config import Config, ConfigDict
 
 from mmefficientmod.config.nodes import LOADERS, dataset_dicts
 from mmefficientmod.config.toolbox import default_scope, import_toolbox
+from mmefficientmod.datasets.built import loads_turned
 from mmefficientmod.datasets.checks import (
     join_root,
 )
@@ -136,15 +137,7 @@ def _entries(cfg: Config, loader: str, preflight: Preflight) -> list[Entry]:
     if entries or loader not in preflight.datasets:
         return entries
     for part in innermost(preflight.datasets[loader]):
-        steps = [
-            ConfigDict(
-                type=type(getattr(step, 'transform', step)).__name__,
-                color_type=getattr(step, 'color_type', 'color'),
-                imdecode_backend=getattr(step, 'imdecode_backend', None),
-            )
-            for step in part.pipeline.transforms
-        ]
-        turns = turns_images(steps) is not False
+        turns = loads_turned(part) is not False
         for info in map(part.get_data_info, range(len(part))):
             if isinstance(info.get('img_path'), str):
                 is_semantic = 'reduce_zero_label' in info

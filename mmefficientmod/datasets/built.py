@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import ConfigDict
 from mmengine.registry import DATASETS
 
 from mmefficientmod.datasets.checks import DataError
@@ -16,6 +15,7 @@ from mmefficientmod.datasets.images import (
     describe_missing,
     in_random_order,
     missing_files,
+    read_header,
     turns_images,
 )
 from mmefficientmod.datasets.masks import (
@@ -106,35 +106,95 @@ def _check_part(part: Any, owner: str, number: int) -> Findings:
     if ignored:
         findings.warnings.append(f'{owner}{ignored}')
     pairs = [x for x in infos if 'reduce_zero_label' in x and _is_pair(x)]
-    if pairs and not part.metainfo.get('classes'):
+    if not pairs:
+        images = [x for x in infos if _is_local(x, 'img_path')]
+        findings.add(_check_images(part, images, owner, 1 / number))
+    elif not part.metainfo.get('classes'):
         findings.errors.append(
             f'{owner} has no class names; set metainfo=dict(classes=(...))'
         )
-    elif pairs:
+    else:
         findings.add(_check_masks(part, pairs, owner, 1 / number))
     return findings
 
 
-def _is_pair(info: dict) -> bool:
-    return all(
-        isinstance(info.get(key), str) and '://' not in info[key]
-        for key in ('img_path', 'seg_map_path')
+def _is_local(info: Mapping[str, Any], key: str) -> bool:
+    return isinstance(info.get(key), str) and '://' not in info[key]
+
+
+def _is_pair(info: Mapping[str, Any]) -> bool:
+    return _is_local(info, 'img_path') and _is_local(info, 'seg_map_path')
+
+
+def loads_turned(part: Any) -> bool | None:
+    """Whether a data set turns images as EXIF says.
+
+    Args:
+        part: A data set that is built, without wrappers.
+
+    Returns:
+        None if it does not load images from files.
+    """
+    steps = getattr(getattr(part, 'pipeline', None), 'transforms', ())
+    return turns_images(
+        dict(
+            type=type(getattr(step, 'transform', step)).__name__,
+            color_type=getattr(step, 'color_type', 'color'),
+            imdecode_backend=getattr(step, 'imdecode_backend', None),
+        )
+        for step in steps
     )
+
+
+def _check_images(
+    part: Any, infos: Sequence[dict], owner: str, share: float
+) -> Findings:
+    """Read headers of images, and compare sizes with the annotation file."""
+    findings = Findings()
+    turns = loads_turned(part)
+    unreadable: list[str] = []
+    other_size: list[str] = []
+    looked_at = 0
+    for info in in_random_order(infos, share * HEADER_SECONDS):
+        looked_at += 1
+        path = info['img_path']
+        try:
+            header = read_header(path)
+        except DataError:
+            unreadable.append(path)
+            continue
+        said = info.get('width'), info.get('height')
+        if None not in said and turns is not None:
+            size = header.size(turns)
+            if size != said:
+                other_size.append(f'{path} is {_times(size)}, {_times(said)}')
+    for bad, text in (
+        (unreadable, 'cannot be read as images'),
+        (
+            other_size,
+            'have another size, as they are loaded, than their annotation '
+            'file says; use the images that were annotated, or, if EXIF '
+            'turns these images and the annotations are of the images as '
+            "stored, LoadImageFromFile(color_type='color_ignore_orientation')",
+        ),
+    ):
+        if bad:
+            findings.errors.append(
+                f'{owner}: {len(bad)} of {looked_at} images '
+                f'({list_some(bad, 2)}) {text}'
+            )
+    return findings
+
+
+def _times(size: Sequence) -> str:
+    return f'{size[0]}x{size[1]}'
 
 
 def _check_masks(
     part: Any, pairs: Sequence[dict], owner: str, share: float
 ) -> Findings:
     steps = part.pipeline.transforms
-    built = [
-        ConfigDict(
-            type=type(step.transform).__name__,
-            color_type=getattr(step, 'color_type', 'color'),
-            imdecode_backend=getattr(step, 'imdecode_backend', None),
-        )
-        for step in steps
-    ]
-    turns = turns_images(built)
+    turns = loads_turned(part)
     headers = PairSummary()
     for info in in_random_order(pairs, share * HEADER_SECONDS):
         headers.look_at(info['img_path'], info['seg_map_path'], turns)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +36,7 @@ KINDS = dict(
     missing='{} do not exist',
     wide='{} have labels below 0 or above 255, which MMSegmentation reads '
     'modulo 256; renumber them',
+    image='{} belong to images that cannot be read',
     unreadable='{} cannot be read as images',
 )
 # What may be right, and a user should look at.
@@ -76,8 +76,10 @@ class PairSummary:
             return
         kinds = kinds_of_mask(shown)
         if turns is not None:
-            with contextlib.suppress(DataError):  # named by the image loader
+            try:
                 kinds += kinds_of_pair(read_header(image), shown, turns)
+            except DataError:
+                kinds.append('image')
         for kind in kinds:
             self._add(kind, mask)
 
