@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> Runner | FlexibleRunner:
     start = choose_checkpoint(cfg)
     if start:
         check_exists(start)
-        check_checkpoint(cfg, start)
+        check_checkpoint(cfg, start, fine_tunes=not cfg.get('resume'))
         done = nothing_left(cfg, start) if cfg.resume else None
         if done:
             print_log(done, 'current')
