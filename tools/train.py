@@ -29,6 +29,7 @@ from mmefficientmod.swap.weights import set_pretrained
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.config_arguments(__doc__)
     cli.add_run_arguments(parser)
+    parser.set_defaults(trains=True)
     parser.add_argument(
         '--pretrained',
         metavar='FILE',
