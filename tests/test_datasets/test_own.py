@@ -359,6 +359,7 @@ def test_names_of_classes_fit_the_labels(
           'test/dog'), (6, 6, 6), NAMES),
         (('cat', 'a dog'), (4, 2, 2), ('a dog', 'cat')),
         (('train/cat', 'train/dog'), (4, 2, 2), NAMES),
+        (('train', 'bus'), (4, 2, 2), ('bus', 'train')),
     ],
 )  # fmt: skip
 def test_class_folders_are_found(folders, expected, classes, printed):
@@ -484,6 +485,14 @@ def bad_folder(kind):
     if kind == 'twice':
         write_pairs(LAYOUTS['mmseg'])
         Path('mine/classes.txt').write_text('a\nb\na\n')
+    if kind == 'all ignored':
+        write_pairs(LAYOUTS['mmseg'], labels=(255,))
+    if kind == 'binary':
+        write_pairs(LAYOUTS['mmseg'], labels=(0, 255))
+        Path('mine/classes.txt').write_text('a\nb\nc\n')
+    if kind == 'archive':
+        Path('mine').rmdir()
+        Path('mine').touch()
     if kind == 'not binary':
         write_pairs(LAYOUTS['no splits'], 400, labels=(0, 255))
         write_mask('mine/masks/1.png', (0, 254, 255))
@@ -510,6 +519,9 @@ def bad_folder(kind):
         ('images elsewhere', '2 of the 2 images .*a.json names are not'),
         ('other categories', r'val.json has objects of cow, and the training'),
         ('colours', r'is in colour, and .*mine has no labelmap.txt'),
+        ('all ignored', 'masks have no label but 255, which is ignored'),
+        ('binary', '0 and 255 alone, and .*classes.txt has 3 names'),
+        ('archive', '--data mine is a file; unpack it if it is an archive'),
         ('jpeg', r'0.jpg is a JPEG, whose compression'),
         ('too few names', r'has the label 5, and .*classes.txt has 3 names'),
         ('twice', r"classes.txt has the name 'a' more than once"),
@@ -595,7 +607,7 @@ def test_other_formats_are_converted(
 def test_library_that_is_missing_is_named(write, monkeypatch):
     monkeypatch.setitem(sys.modules, 'supervision', None)
     write()
-    with pytest.raises(DataError, match='not installed: pip install superv'):
+    with pytest.raises(DataError, match='not installed: pip install'):
         apply(BOXES)
 
 

@@ -20,6 +20,7 @@ from .layout import (
     SPLITS,
     OwnData,
     Split,
+    folder_names,
     hold_out,
     hold_out_note,
     list_files,
@@ -151,8 +152,13 @@ def read_files(
         for split, part in zip(('train', 'val'), parts, strict=True):
             reader.changed[split] = part
             splits[split] = replace(whole, num_images=len(part['images']))
+        given = path.is_relative_to(root)
         reader.notes.append(
-            hold_out_note(f'{path.name} is the only annotation file')
+            hold_out_note(
+                f'{path.name} is the only annotation file'
+                if given
+                else 'no folders or lists for it'
+            )
         )
     for split in SPLITS:
         if split in sources:
@@ -230,8 +236,7 @@ def _read(
         reader.changed[split] = content = {**content, 'images': renamed}
     return Split(
         num_images=len(content['images']),
-        source=f'{_relative(path, reader.root)}, images in '
-        f'{_relative(folder, reader.root)}',
+        source=_source(reader, path, folder, content['images']),
         ann_file=str(path),
         folder=str(folder),
     )
@@ -313,8 +318,8 @@ def _find_images(
             f'name (first: {missing[0]}); put the images there'
         )
     reader.notes.append(
-        f'{path.name} says {names[0]}, and the images were found by their '
-        'names'
+        f'{path.name} says {images[0]["file_name"]}, and the images were '
+        'found by their names'
     )
     return root, _rename(images, found)
 
@@ -373,7 +378,13 @@ def _write(reader: _Reader, splits: Mapping[str, Split]) -> dict[str, Split]:
     }
 
 
-def _relative(path: Path, root: Path) -> str:
-    return (
-        str(path.relative_to(root)) if path.is_relative_to(root) else path.name
-    )
+def _source(
+    reader: _Reader, path: Path, folder: Path, images: Sequence[Mapping]
+) -> str:
+    """Where a split was found, for a message."""
+    inner = folder.relative_to(reader.root).as_posix()
+    names = (f'{inner}/{_clean(image["file_name"])}' for image in images)
+    found = f'images in {folder_names(names)}'
+    if not path.is_relative_to(reader.root):  # a converted file
+        return found
+    return f'{path.relative_to(reader.root).as_posix()}, {found}'

@@ -289,11 +289,16 @@ def _merge(contents: Sequence[dict], classes: Sequence[str]) -> dict:
 def _by_lists(root: Path, content: dict) -> Iterator[tuple[str, dict]]:
     """Parts of the content, by the lists in Pascal VOC's ``ImageSets``."""
     found = False
+    lists = {
+        PurePosixPath(name).stem: root / name
+        for name in list_files(root, ['.txt'])
+        if PurePosixPath(name).parent.name == 'Main'
+    }
     for split in SPLITS:
-        path = root / 'ImageSets' / 'Main' / f'{split}.txt'
-        if not path.is_file():
+        if split not in lists:
             continue
-        stems = {x.split()[0] for x in path.read_text().splitlines() if x}
+        lines = lists[split].read_text().splitlines()
+        stems = {line.split()[0] for line in lines if line.strip()}
         images = [
             image
             for image in content['images']

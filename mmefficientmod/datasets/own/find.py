@@ -64,6 +64,11 @@ def find_data(folder: str, scope: str) -> OwnData:
             data is not clear.
     """
     root = Path(folder)
+    if root.is_file():
+        raise DataError(
+            f'--data {folder} is a file; unpack it if it is an archive, and '
+            'name the folder of the data'
+        )
     if not root.is_dir():
         raise DataError(f'--data {folder}: there is no such folder')
     find, expected = FINDERS[scope]

@@ -60,7 +60,9 @@ def find_class_folders(root: Path) -> OwnData | None:
             palette=palette(len(classes)),
         )
     classes = _classes(root)
-    if len(classes) < 2 or any(role_of(name) for name in classes):
+    if len(classes) < 2 or {'image', 'mask'} & {
+        role_of(name) for name in classes
+    }:
         return None
     return _divide(root, classes)
 

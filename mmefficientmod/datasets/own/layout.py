@@ -7,8 +7,10 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
+
+from mmefficientmod.messages import list_some
 
 SPLITS = ('train', 'val', 'test')
 # Words in the names of files and folders, and the split that they stand for.
@@ -155,6 +157,11 @@ def list_files(root: Path, suffixes: Sequence[str]) -> list[str]:
             and not name.startswith('.')
         ]
     return sorted(found)
+
+
+def folder_names(files: Iterable[str]) -> str:
+    """The folders of files, for a message."""
+    return list_some(sorted({str(PurePosixPath(x).parent) for x in files}), 2)
 
 
 def hold_out(items: Sequence[T]) -> tuple[list[T], list[T]]:

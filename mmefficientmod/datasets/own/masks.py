@@ -22,6 +22,7 @@ from .layout import (
     SPLITS,
     OwnData,
     Split,
+    folder_names,
     hold_out,
     hold_out_note,
     list_files,
@@ -105,8 +106,8 @@ def find_masks(root: Path) -> OwnData | None:
         splits={
             split: Split(
                 num_images=len(part),
-                source=f'{_folder_names(x for x, _ in part)}, masks in '
-                f'{_folder_names(x for _, x in part)}',
+                source=f'{folder_names(x for x, _ in part)}, masks in '
+                f'{folder_names(x for _, x in part)}',
                 ann_file=str(listed / f'{split}.json'),
                 folder=str(root),
             )
@@ -222,11 +223,6 @@ def _folders_of(root: Path, masks: Sequence[str]) -> list[Path]:
     return [root / folder for folder in sorted(folders)]
 
 
-def _folder_names(files) -> str:
-    """Folders of files, for a message."""
-    return list_some(sorted({str(PurePosixPath(x).parent) for x in files}), 2)
-
-
 def _refuse_jpeg(root: Path, masks: Sequence[str]) -> None:
     for mask in masks:
         if mask.lower().endswith(('.jpg', '.jpeg')):
@@ -244,7 +240,7 @@ def _labels_of(sample: Mapping[str, _Mask]) -> list[int]:
 
 def _is_sparse(labels: Sequence[int]) -> bool:
     """Whether most numbers up to the largest label are no labels."""
-    return 2 * len(labels) <= max(labels, default=0)
+    return bool(labels) and 2 * len(labels) <= labels[-1]
 
 
 def _sample(
@@ -291,6 +287,10 @@ def _conversion(
     """How masks become label maps; None if they are such."""
     labels = _labels_of(sample)
     ignored = any(IGNORED in mask.labels for mask in sample.values())
+    if not labels and ignored:
+        raise DataError(
+            f'{root}: the masks have no label but 255, which is ignored'
+        )
     in_colour = [n for n, mask in sample.items() if not mask.labels]
     if names and names.colours and any(m.coloured for m in sample.values()):
         notes.append(
@@ -310,7 +310,13 @@ def _conversion(
             f'{root / where} has the label {labels[-1]}; labels are 0 to '
             '254, and 255 is ignored'
         )
-    if labels == [0] and ignored and (not names or len(names.names) <= 2):
+    if labels == [0] and ignored:
+        if names and len(names.names) > 2:
+            raise DataError(
+                f'{root}: the masks have the values 0 and 255 alone, and '
+                f'{names.path} has {len(names.names)} names; write labels '
+                'from 0 upwards'
+            )
         notes.append(
             'the masks have the values 0 and 255; they were converted, to '
             f'{_place(root)}: 255 is label 1'
@@ -421,6 +427,8 @@ def _classes(
 ) -> tuple[tuple[str, ...], bool]:
     """Names of the classes, and whether label 0 is ignored."""
     labels = _labels_of(sample)
+    if labels == [0] and not convert:
+        notes.append(f'{len(sample)} masks were looked at: all have label 0')
     if isinstance(convert, _ByColour):
         return convert.names.names, False
     if isinstance(convert, _ByLabel):
