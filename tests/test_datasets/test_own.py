@@ -235,6 +235,11 @@ LAYOUTS = {
         ('mine/leftImg8bit/val/x/{}_leftImg8bit.png',
          'mine/gtFine/val/x/{}_gtFine_labelTrainIds.png'),
     ],
+    'labelme2voc': [
+        ('mine/JPEGImages/{}.jpg', 'mine/SegmentationClassPNG/{}.png'),
+        ('mine/SegmentationClassVisualization/{}.jpg',
+         'mine/SegmentationObjectPNG/{}.png'),
+    ],
     'no splits': [('mine/images/{}.jpg', 'mine/masks/{}.png')],
 }  # fmt: skip
 
@@ -248,6 +253,7 @@ LAYOUTS = {
         ('segnet', (3, 3, 3)),
         ('roboflow', (3, 3, 3)),
         ('cityscapes', (3, 3, 3)),
+        ('labelme2voc', (2, 1, 1)),
         ('no splits', (2, 1, 1)),
     ],
 )
@@ -324,6 +330,8 @@ def test_masks_in_colour_are_read_by_the_label_map(printed):
          'names from classes.txt'),
         ((0, 1, 2), 'classes.txt', 'a\nb\n', 'ab', [0, 1, 255],
          'label 0 is ignored: label 1 is a, label 2 is b'),
+        ((0, 1, 2), 'class_names.txt', '_background_\na\nb\n',
+         ('_background_', 'a', 'b'), [0, 1, 2], 'from class_names.txt'),
         ((0, 1, 255), 'labels.txt', 'a\nb\nc\n', 'abc', [0, 1, 255],
          'pixels of label 255 are ignored'),
         ((0, 255), None, '', ('class 0', 'class 1'), [0, 1],
@@ -430,6 +438,13 @@ def test_every_head_follows_the_classes(config, heads, weights, printed):
         for node in walk(cfg[evaluator]):
             assert node['type'] in ('CocoMetric', 'IoUMetric', 'Accuracy')
     assert {len(build(cfg, loader)) for loader in LOADERS[1:]} <= {1, 9}
+
+
+def test_text_encoder_reads_the_names_of_the_classes(printed):
+    name = 'mmseg::san/san-vit-b16_coco-stuff164k-640x640.py'
+    encoder = apply(name, everything('mine')).model.text_encoder
+    assert encoder.vocabulary == ['class 0', 'class 1', 'class 2']
+    assert encoder.dataset_name is None
 
 
 def test_head_of_edges_and_loss_weights_of_classes(printed):

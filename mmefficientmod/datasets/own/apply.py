@@ -74,6 +74,7 @@ def _check_task(cfg: Config, scope: str) -> None:
     """Refuse configs whose data sets own data cannot replace."""
     loading = {type_name(step) for step in walk_pipelines(cfg)}
     evaluators = {type_name(x) for x in walk(cfg.get('test_evaluator'))}
+    evaluators.discard('')
     other = sorted(loading & OTHER_STEPS)
     reason = None
     if not cfg.get('model'):

@@ -45,10 +45,9 @@ def set_names(model: ConfigDict, names: Sequence[str]) -> None:
         names: Names of the classes.
     """
     for node in walk(model):
-        if 'text_encoder' in node:
-            node['text_encoder'].update(
-                dataset_name=None, vocabulary=list(names)
-            )
+        encoder = node.get('text_encoder')
+        if isinstance(encoder, MutableMapping):
+            encoder.update(dataset_name=None, vocabulary=list(names))
 
 
 def _heads(

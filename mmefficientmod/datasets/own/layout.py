@@ -23,7 +23,8 @@ SPLIT_WORDS = dict(
 MASK_WORDS = {
     'ann', 'annot', 'annotation', 'annotations', 'gt', 'gtfine', 'label',
     'labels', 'labelmaps', 'mask', 'masks', 'seg', 'segmentation',
-    'segmentationclass', 'segmentationclassraw', 'segmentations',
+    'segmentationclass', 'segmentationclasspng', 'segmentationclassraw',
+    'segmentations',
 }  # fmt: skip
 IMAGE_WORDS = {
     'image', 'images', 'img', 'imgs', 'jpegimages', 'leftimg', 'photos',

@@ -34,8 +34,8 @@ from .layout import (
 )
 from .names import Names, palette, read_names
 
-# Masks of instances, and drawings of masks.
-NO_MASKS = ('segmentationobject',)
+# Folders of masks of instances, and of drawings of masks.
+NO_MASKS = re.compile('segmentation(object|classvisualization)', re.I)
 MASK_ENDINGS = re.compile(
     r'[_-](mask|masks|label|labels|seg|gt|gtFine_labelTrainIds)$', re.I
 )
@@ -142,7 +142,7 @@ def _find_pairs(root: Path) -> tuple[list[Pair], list[str]]:
     masks: dict[tuple, str] = {}
     for name in list_files(root, IMAGE_SUFFIXES):
         path = PurePosixPath(name)
-        if any(part.lower() in NO_MASKS for part in path.parts):
+        if any(NO_MASKS.match(part) for part in path.parts):
             continue
         roles = [role_of(part) for part in path.parts[:-1]]
         stem, is_mask = path.stem, 'mask' in roles

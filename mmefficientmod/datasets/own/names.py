@@ -11,9 +11,10 @@ from mmefficientmod.datasets.checks import DataError
 
 Colour = tuple[int, int, int]
 # Files that name the classes; the first that exists is read. CVAT writes the
-# first, as is usual for Pascal VOC, Roboflow the last.
+# first, as is usual for Pascal VOC, labelme the third, Roboflow the last.
 NAME_FILES = (
-    'labelmap.txt', 'classes.txt', 'labels.txt', 'classes.csv', '_classes.csv',
+    'labelmap.txt', 'classes.txt', 'class_names.txt', 'labels.txt',
+    'classes.csv', '_classes.csv',
 )  # fmt: skip
 
 
