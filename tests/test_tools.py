@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -63,14 +64,17 @@ def checkpoint(train, workplace, tmp_path_factory):
 
 
 def fails(main, argv, capsys):
-    """The last line on stderr of a tool that ends with a user error."""
+    """The message on stderr of a tool that ends with a user error."""
     with pytest.raises(SystemExit) as stop:
         cli.run(lambda _: main(argv))
     assert stop.value.code == 2
-    message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert message.startswith('error: ')
+    before, error, message = capsys.readouterr().err.partition('error: ')
+    assert error
     assert 'Traceback' not in message
-    return message
+    # All lines after the first are of a list of mistakes.
+    lines = message.strip().splitlines()[1:]
+    assert all(re.match(r'  \d+\. ', line) for line in lines)
+    return error + message.strip()
 
 
 def test_segmentation_is_trained_tested_and_drawn(

@@ -12,9 +12,10 @@ from mmengine.dist import is_main_process
 from mmefficientmod import cli
 from mmefficientmod.checkpoint.reading import check_exists
 from mmefficientmod.config.nodes import add_hook
-from mmefficientmod.datasets import check_data_exists, fit_classes
+from mmefficientmod.datasets import fit_classes
 from mmefficientmod.engine import modes
 from mmefficientmod.engine.hooks import check_checkpoint
+from mmefficientmod.engine.preflight import Preflight
 from mmefficientmod.engine.runner import build_runner
 
 
@@ -48,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     cfg.load_from = args.checkpoint
     # First the check of class folders, whose messages say more.
     classes = fit_classes(cfg, ('test_dataloader',))
-    check_data_exists(cfg, ('test_dataloader',))
     check_checkpoint(cfg, args.checkpoint, classes)
     if args.amp:
         cfg.test_cfg.fp16 = True
@@ -58,8 +58,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         add_hook(cfg, type='mmefficientmod.SwitchToDeployHook')
     if args.fast_linear:
         add_hook(cfg, type='mmefficientmod.FastLinearHook')
+    preflight = Preflight(cfg, 'test')
+    preflight.run()
     with cli.remove_if_failed(cfg.work_dir):
         runner = build_runner(cfg)
+        preflight.hand_over(runner)
+        if not args.mini:  # whose data is as it should be
+            preflight.log()
         if args.out:
             modes.save_predictions(runner, Path(args.out))
         metrics = runner.test()

@@ -13,9 +13,10 @@ from mmengine.runner import FlexibleRunner, Runner
 from mmefficientmod import cli
 from mmefficientmod.checkpoint.reading import check_exists
 from mmefficientmod.config.schedule import enable_auto_scale_lr
-from mmefficientmod.datasets import check_data_exists, fit_classes
+from mmefficientmod.datasets import fit_classes
 from mmefficientmod.engine import modes
 from mmefficientmod.engine.hooks import check_checkpoint
+from mmefficientmod.engine.preflight import Preflight
 from mmefficientmod.engine.resume import choose_checkpoint, nothing_left
 from mmefficientmod.engine.runner import build_runner
 from mmefficientmod.engine.work_dir import (
@@ -94,12 +95,15 @@ def main(argv: Sequence[str] | None = None) -> Runner | FlexibleRunner:
         refuse_removal(cfg.work_dir, start, args.pretrained)
     if args.pretrained and not args.backbone:
         set_pretrained(cfg, args.pretrained)
-    loaders = ('train_dataloader', 'val_dataloader')
     # First the check of class folders, whose messages say more.
-    classes = fit_classes(cfg, loaders)
-    check_data_exists(cfg, loaders)
+    classes = fit_classes(cfg, ('train_dataloader', 'val_dataloader'))
+    preflight = Preflight(cfg, 'train')
+    preflight.run()
     with cli.remove_if_failed(cfg.work_dir):
         runner = build_runner(cfg)
+        preflight.hand_over(runner)
+        if not args.mini:  # whose data is as it should be
+            preflight.log()
         if classes:
             print_log(
                 f'{len(classes)} classes: {", ".join(classes)}', 'current'

@@ -1,9 +1,10 @@
 """Checks of data, class folders, own and generated data sets."""
 
-from .checks import DataError, check_data_exists, name_file_on_error
+from .checks import DataError, check_data_exists
 from .folders import fit_classes
 from .mini import apply_mini
 from .own import apply_own
+from .samples import name_file_on_error
 
 __all__ = [
     'DataError',

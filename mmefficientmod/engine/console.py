@@ -36,7 +36,7 @@ LOG_FILE_ONLY = (
 )  # fmt: skip
 # In a table with a row for each class, the row of a class that is neither in
 # the ground truth nor predicted: all values are nan.
-EMPTY_ROW = re.compile(r'\|[^|]*(\| *nan *)+\|\s*$')
+EMPTY_ROW = re.compile(r'\| *([^|]*?) *(\| *nan *)+\|\s*$')
 
 
 def silence_noise() -> None:
@@ -60,7 +60,9 @@ def show_progress(logger: logging.Logger) -> None:
 
 
 def drop_noise(logger: logging.Logger) -> None:
-    """Keep the messages in ``NOISE`` and the empty rows out of a logger.
+    """Keep the messages in ``NOISE`` out of a logger, and shorten tables.
+
+    Classes whose row in a table is empty are named below it.
 
     Args:
         logger: The logger.
@@ -69,9 +71,15 @@ def drop_noise(logger: logging.Logger) -> None:
 
 
 def _remove_noise(record: logging.LogRecord) -> bool:
-    lines = str(record.msg).splitlines(keepends=True)
-    if len(lines) > 1:
-        record.msg = ''.join(x for x in lines if not EMPTY_ROW.match(x))
+    lines = str(record.msg).splitlines()
+    empty = [found[1] for found in map(EMPTY_ROW.match, lines) if found]
+    if empty:
+        rest = [line for line in lines if not EMPTY_ROW.match(line)]
+        rest.append(
+            f'{len(empty)} classes are neither in the ground truth nor '
+            f'predicted, and have no row: {", ".join(empty)}'
+        )
+        record.msg = '\n'.join(rest)
     return not any(re.search(noise, str(record.msg)) for noise, _ in NOISE)
 
 

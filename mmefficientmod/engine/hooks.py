@@ -5,7 +5,7 @@ The hook that seeds each step is in :mod:`mmefficientmod.engine.seeding`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
@@ -192,3 +192,32 @@ class MatmulLogHook(Hook):
         line = matmul.summary()
         if line:
             runner.logger.info(line)
+
+
+@HOOKS.register_module()
+class NoObjectsHook(Hook):
+    """Says why an AP or AR of an evaluation is -1.
+
+    The runners of the tools register it.
+    """
+
+    def after_val_epoch(
+        self, runner: Runner, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Look at the metrics of a validation."""
+        self._explain(runner, metrics or {})
+
+    def after_test_epoch(
+        self, runner: Runner, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Look at the metrics of a test."""
+        self._explain(runner, metrics or {})
+
+    def _explain(self, runner: Runner, metrics: Mapping[str, float]) -> None:
+        names = [n for n, value in metrics.items() if value == -1]
+        if names:
+            runner.logger.info(
+                f'-1 for want of annotations: {", ".join(names)}. The data '
+                'has no such objects; small (s) ones have an area of less '
+                'than 32x32 pixels, large (l) ones of more than 96x96'
+            )

@@ -30,7 +30,7 @@ from mmefficientmod.datasets import DataError, name_file_on_error
 from mmefficientmod.engine import distributed
 from mmefficientmod.engine.console import show_progress
 from mmefficientmod.engine.finite import FiniteHook
-from mmefficientmod.engine.hooks import MatmulLogHook
+from mmefficientmod.engine.hooks import MatmulLogHook, NoObjectsHook
 from mmefficientmod.engine.interrupt import InterruptHook, init_worker
 from mmefficientmod.engine.resume import resume_as_before
 from mmefficientmod.engine.saving import SafeCheckpointHook, SavingMixin
@@ -104,6 +104,7 @@ class RunnerMixin(SavingMixin):
         for hook in (
             SeedStepHook(),
             MatmulLogHook(),
+            NoObjectsHook(),
             FiniteHook(self.cfg.get('keep_going', False)),
             self.interrupt_hook,
         ):

@@ -251,6 +251,23 @@ def skip_batches(loader: DataLoader, number: int) -> None:
         loader.sampler.num_skipped_once = number * (loader.batch_size or 1)
 
 
+class BuiltDataset:
+    """A built data set in the config of a data loader.
+
+    MMEngine copies the config before it builds the loader; the data set is not
+    copied.
+
+    Args:
+        dataset: The data set.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __deepcopy__(self, memo: dict) -> BuiltDataset:
+        return self
+
+
 class SeededDataset(Dataset):
     """A data set whose samples depend on their position in the training.
 
@@ -259,7 +276,8 @@ class SeededDataset(Dataset):
     ``loader.dataset.pipeline = ...``.
 
     Args:
-        dataset: Config of the data set, or a data set.
+        dataset: Config of the data set, or a data set, which may be in a
+            :class:`BuiltDataset`.
         seed: The seed of the run.
     """
 
@@ -269,6 +287,8 @@ class SeededDataset(Dataset):
     def __init__(self, dataset: Any, seed: int) -> None:
         if isinstance(dataset, Mapping):
             dataset = DATASETS.build(dataset)
+        elif isinstance(dataset, BuiltDataset):
+            dataset = dataset.dataset
         vars(self).update(wrapped=dataset, run_seed=seed)
 
     def __len__(self) -> int:

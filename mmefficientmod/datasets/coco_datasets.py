@@ -1,0 +1,177 @@
+"""MMDetection's data sets in COCO's format: classes against the file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.config import ConfigDict
+
+from mmefficientmod.config.nodes import type_name, walk
+from mmefficientmod.datasets.annotation_files import AnnotationFiles
+from mmefficientmod.datasets.checks import class_names, class_of, join_root
+from mmefficientmod.datasets.coco import CocoSummary
+from mmefficientmod.datasets.images import describe_missing, missing_files
+from mmefficientmod.findings import Findings
+from mmefficientmod.messages import did_you_mean, list_some
+
+
+def reads_coco(dataset: Mapping[str, Any]) -> bool:
+    """Whether a data set reads its files as ``CocoDataset`` does.
+
+    Args:
+        dataset: The dict of the data set.
+    """
+    kind: Any = class_of(dataset)
+    if not kind.__module__.startswith('mmdet.') and not any(
+        base.__module__.startswith('mmdet.') for base in kind.__mro__
+    ):
+        return False
+    from mmdet.datasets import CocoDataset
+
+    return (
+        issubclass(kind, CocoDataset)
+        and kind.load_data_list is CocoDataset.load_data_list
+    )
+
+
+def check_coco_dataset(
+    dataset: ConfigDict, files: AnnotationFiles, owner: str, trains: bool
+) -> Findings:
+    """Compare a data set in a config with its annotation file and images.
+
+    Args:
+        dataset: The dict of the data set.
+        files: The annotation files.
+        owner: Name of the data set in messages, such as ``CocoDataset of
+            train_dataloader``.
+        trains: Whether the data set is trained on.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
+    findings = Findings()
+    path = join_root(dataset, dataset.get('ann_file') or '')
+    summary = files.summary(path)
+    findings.add(summary.findings)
+    if findings.errors:
+        return findings
+    classes = class_names(dataset)
+    if classes and summary.names:
+        findings.errors += _compare_classes(classes, summary, owner)
+    images = files.content(path)['images']
+    if not images:
+        findings.errors.append(f'{path} has no images')
+    if not findings.errors:
+        folder = join_root(
+            dataset, (dataset.get('data_prefix') or {}).get('img', '')
+        )
+        paths = [os.path.join(folder, x['file_name']) for x in images]
+        missing = missing_files(paths) if '://' not in folder else []
+        if missing:
+            findings.errors.append(
+                describe_missing(missing, len(paths), str(path))
+            )
+        _check_objects(dataset, summary, classes, trains, findings)
+    return findings
+
+
+def _compare_classes(
+    classes: Sequence[str], summary: CocoSummary, owner: str
+) -> list[str]:
+    """What is wrong with the classes of a config.
+
+    MMDetection numbers the labels in the order of the file's categories, and
+    drops objects of other categories.
+    """
+    fixed = f'metainfo=dict(classes={summary.names!r})'
+    if len(summary.names) > 8:
+        fixed = 'metainfo.classes in the order of the file'
+    unknown = [c for c in classes if c not in summary.names]
+    if unknown:
+        hint = did_you_mean(str(unknown[0]), summary.names)
+        return [
+            f'{owner}: {list_some(map(repr, unknown))} in its classes is no '
+            f'category of {summary.path}, which has '
+            f'{list_some(map(repr, summary.names), 8)}{hint}. Set {fixed}'
+        ]
+    in_file = [name for name in summary.names if name in set(classes)]
+    if in_file != list(classes):
+        wrong = next(
+            (a, b) for a, b in zip(classes, in_file, strict=False) if a != b
+        )
+        return [
+            f'{owner}: its classes have another order than the categories '
+            f'of {summary.path}, and MMDetection numbers the labels in the '
+            f'order of the file: {wrong[1]!r} would be called {wrong[0]!r}. '
+            f'Set {fixed}'
+        ]
+    return []
+
+
+def _check_objects(
+    dataset: ConfigDict,
+    summary: CocoSummary,
+    classes: Sequence[str],
+    trains: bool,
+    findings: Findings,
+) -> None:
+    """Whether objects are left, and which are not used."""
+    path = summary.path
+    chosen = classes or summary.names
+    usable = sum(summary.num_objects.get(name, 0) for name in chosen)
+    masks = needs_masks(dataset)
+    without_mask = summary.without_mask if masks else []
+    number = sum(summary.num_objects.values())
+    number += sum(map(len, summary.unusable.values()))
+    for reason, ids in summary.unusable.items():
+        findings.warnings.append(
+            f'{path}: {len(ids)} of {number} annotations are not used, since '
+            f'{reason} (annotation {list_some(ids)})'
+        )
+    if masks and trains and without_mask:
+        sentence = (
+            f'{path}: {len(without_mask)} of {usable} objects have no mask '
+            f'(annotation {list_some(without_mask)}), and the pipeline loads '
+            'masks'
+        )
+        if len(without_mask) == sum(summary.num_objects.values()):
+            findings.errors.append(
+                f'{sentence}; take a detector of boxes, such as RetinaNet, '
+                'or export the segmentation as well'
+            )
+            return
+        findings.warnings.append(f'{sentence}; these objects are ignored')
+    if trains and not usable:
+        findings.errors.append(
+            f'{path} has no object to train on: of {number} annotations, none '
+            f'is of the classes {list_some(map(repr, chosen), 8)} and usable'
+        )
+        return
+    other = [name for name in summary.names if name not in set(chosen)]
+    dropped = sum(summary.num_objects.get(name, 0) for name in other)
+    if dropped:
+        findings.warnings.append(
+            f'{path}: {dropped} objects of other classes are not used: '
+            f'{list_some(map(repr, other), 8)}'
+        )
+    empty = [n for n in chosen if not summary.num_objects.get(n, 0)]
+    if usable and empty:
+        findings.warnings.append(
+            f'{path}: {len(empty)} of {len(chosen)} classes have no object: '
+            f'{list_some(map(repr, empty), 8)}'
+            + ('' if trains else '; their AP is -1 and left out of the mean')
+        )
+
+
+def needs_masks(dataset: Mapping[str, Any]) -> bool:
+    """Whether the pipeline of a data set loads masks of objects.
+
+    Args:
+        dataset: The dict of the data set.
+    """
+    return any(
+        type_name(step).startswith('LoadAnnotations') and step.get('with_mask')
+        for step in walk(dataset.get('pipeline'))
+    )
