@@ -214,17 +214,6 @@ def _read(
                 'categories, and no class'
             )
         objects = content.get('annotations') or []
-        used = {x['category_id'] for x in objects}
-        unused = [
-            str(c['name'])
-            for c in content['categories']
-            if c['id'] not in used and str(c['name']) in reader.classes
-        ]
-        if unused and objects:
-            reader.notes.append(
-                f'{len(unused)} classes have no object in {path.name}: '
-                f'{list_some(unused)}'
-            )
         masks = sum(map(has_mask, objects))
         reader.has_masks = 2 * masks >= len(objects)
     elif [n for n in names if n in reader.classes] != [*reader.classes]:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from mmefficientmod.atomic import write_folder
 from mmefficientmod.datasets.checks import DataError
+from mmefficientmod.datasets.masks import IGNORED
 from mmefficientmod.messages import list_some
 
 from .layout import (
@@ -42,7 +43,6 @@ MASK_ENDINGS = re.compile(
 IMAGE_ENDINGS = re.compile(r'[_-](leftImg8bit|image|img|rgb)$', re.I)
 # Words that the name of a list of files may have.
 LIST_WORDS = {*SPLIT_WORDS, 'files', 'ids', 'images', 'list', 'split'}
-IGNORED = 255
 VOID = (224, 224, 192)  # the borders of objects in Pascal VOC
 SAMPLE = 200  # masks that are looked at
 Pair = tuple[str, str]
