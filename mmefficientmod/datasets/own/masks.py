@@ -94,7 +94,7 @@ def find_masks(root: Path) -> OwnData | None:
     folders = [root, *_folders_of(root, masks)]
     names = read_names(folders)
     _refuse_jpeg(root, masks)
-    sample = _sample(root, masks)
+    sample = _sample(root, masks, SAMPLE)
     if names is None and _is_sparse(_labels_of(sample)):
         sample = _sample(root, masks, len(masks))
     convert = _conversion(root, sample, names, notes)
@@ -243,10 +243,8 @@ def _is_sparse(labels: Sequence[int]) -> bool:
     return bool(labels) and 2 * len(labels) <= labels[-1]
 
 
-def _sample(
-    root: Path, masks: Sequence[str], number: int = SAMPLE
-) -> dict[str, _Mask]:
-    """Look at masks spread over all, the same ones each time."""
+def _sample(root: Path, masks: Sequence[str], number: int) -> dict[str, _Mask]:
+    """Look at so many masks spread over all, the same ones each time."""
     step = max(1, len(masks) // number)
     chosen = masks[::step]
     with ThreadPoolExecutor() as pool:
