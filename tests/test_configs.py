@@ -794,7 +794,7 @@ def test_scale_is_set_in_every_pipeline():
     ('options', 'message'),
     [
         ({'data_rot': 'x'}, "no 'data_rot'; did you mean data_root"),
-        ({'param_scheduler.7.end': 3}, 'does not fit'),
+        ({'param_scheduler.7.end': 3}, 'has 2 entries'),
         ({'scale': 320}, 'scale=320 must be two sides'),
     ],
 )

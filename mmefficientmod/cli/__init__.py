@@ -13,6 +13,7 @@ from mmefficientmod.cli.arguments import (
 )
 from mmefficientmod.cli.errors import user_message
 from mmefficientmod.cli.main import remove_if_failed, run
+from mmefficientmod.config.toolbox import import_toolbox
 
 __all__ = [
     'add_data_argument',
@@ -21,6 +22,7 @@ __all__ = [
     'add_run_arguments',
     'add_trust_argument',
     'config_arguments',
+    'import_toolbox',
     'load_chosen_config',
     'load_run_config',
     'remove_if_failed',

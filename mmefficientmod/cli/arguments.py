@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 
 from mmefficientmod.checkpoint.entry import protect
 from mmefficientmod.checkpoint.reading import trust_files
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import LOADERS, ConfigError
-from mmefficientmod.config.options import apply_options
+from mmefficientmod.config.options import OptionsAction, apply_options
 from mmefficientmod.config.toolbox import import_toolbox
 from mmefficientmod.datasets import apply_mini, apply_own
 from mmefficientmod.engine import distributed
@@ -113,7 +113,7 @@ def config_arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=OptionsAction,
         default={},
         metavar='KEY=VALUE',
         help='settings to override, for example '

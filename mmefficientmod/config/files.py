@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.config.utils import MODULE2PACKAGE, ConfigParsingError
+from mmengine.config.utils import MODULE2PACKAGE
 
-from mmefficientmod.config.nodes import ConfigError
+from mmefficientmod.config.failures import explain_failure
+from mmefficientmod.config.nodes import ConfigError, walk
 from mmefficientmod.config.options import apply_options
 from mmefficientmod.messages import did_you_mean
 
@@ -88,17 +89,15 @@ def load_config(name: str, options: Mapping[str, Any] | None = None) -> Config:
     path = find_config(name)
     try:
         cfg = Config.fromfile(path)
-    except (
-        OSError,
-        SyntaxError,
-        ImportError,
-        ConfigParsingError,
-        RuntimeError,
-    ) as error:
-        cause = error.__cause__ or error.__context__
+        # A pure-Python config imports the classes that it names when it is
+        # walked.
+        for _ in walk(list(cfg.items())):
+            pass
+    except (Exception, SystemExit) as error:  # a config may raise any
         raise ConfigError(
-            f'config {name} cannot be read: {error}'
-            + (f' ({cause})' if cause else '')
+            f'config {name} cannot be read: {explain_failure(error, path)}'
         ) from error
+    if not cfg:
+        raise ConfigError(f'config {name} is empty')
     apply_options(cfg, options or {})
     return cfg

@@ -74,25 +74,43 @@ def dataset_dicts(cfg: Config, loader: str) -> Iterator[ConfigDict]:
 def find_model(cfg: Config) -> ConfigDict:
     """The dict in ``cfg.model`` that has the backbone.
 
-    Wrappers for semi-supervised learning and tracking have a detector inside.
+    Wrappers, for semi-supervised learning, tracking or distillation, have a
+    detector, segmentor or student inside. Teachers are left alone.
 
     Raises:
-        ConfigError: If no dict has a backbone.
+        ConfigError: If no dict has a backbone, or several have one.
     """
     model = cfg.get('model') or {}
-    outer = model
-    while 'backbone' not in model and isinstance(
-        model.get('detector'), Mapping
-    ):
-        model = model['detector']
-    if type_name(model.get('backbone')):
-        return model
-    kind = outer.get('type')
+    found = dict(_models_inside(model, 'model'))
+    if len(found) == 1:
+        return next(iter(found.values()))
+    kind = type_name(model)
+    if found:
+        raise ConfigError(
+            f'the config of {kind} has several models with a backbone, '
+            f'{", ".join(found)}, and which one is meant is not known; write '
+            'the new backbone into the config itself'
+        )
     raise ConfigError(
         f'the config of {kind} has no `backbone` that could be replaced'
         if kind
         else 'the config has no model'
     )
+
+
+def _models_inside(node: Any, path: str) -> Iterator[tuple[str, ConfigDict]]:
+    """The outermost dicts with a backbone, except teachers, by their place."""
+    if isinstance(node, (list, tuple)):
+        for index, entry in enumerate(node):
+            yield from _models_inside(entry, f'{path}.{index}')
+    if not isinstance(node, Mapping):
+        return
+    if type_name(node.get('backbone')):
+        yield path, node
+        return
+    for key, value in node.items():
+        if 'teacher' not in str(key):
+            yield from _models_inside(value, f'{path}.{key}')
 
 
 def is_pair(value: Any) -> bool:

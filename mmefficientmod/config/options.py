@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.runner import Runner
 
 from mmefficientmod.config.nodes import (
@@ -25,7 +26,7 @@ from mmefficientmod.config.schedule import (
     follow_length,
     training_length,
 )
-from mmefficientmod.messages import did_you_mean
+from mmefficientmod.messages import did_you_mean, shorten
 
 # Arguments with which data sets name files below their root.
 FILE_KEYS = ('ann_file', 'data_prefix', 'split')
@@ -34,6 +35,38 @@ EXTRA_KEYS = (
     'compile', 'custom_imports', 'find_unused_parameters',
     'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn',
 )  # fmt: skip
+
+
+class OptionsAction(DictAction):
+    """Reads ``KEY=VALUE``; what cannot be read ends the tool."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Put the options into the namespace.
+
+        Args:
+            parser: The parser.
+            namespace: Its arguments so far, changed in place.
+            values: Texts of the form ``KEY=VALUE``.
+            option_string: The argument, ``--cfg-options``.
+        """
+        for value in values or ():
+            try:
+                super().__call__(parser, namespace, [value], option_string)
+            except (ValueError, AssertionError) as error:
+                parser.error(
+                    f'{option_string} {value}: '
+                    + (
+                        shorten(str(error))
+                        if '=' in value
+                        else 'an option is KEY=VALUE, without a space'
+                    )
+                )
 
 
 def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
@@ -69,6 +102,8 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
         if 'data_root' not in cfg:
             del options['data_root']
     _check_keys(cfg, options)
+    for option, value in options.items():
+        _check_value(cfg, option, value)
     if 'crop_size' in options and cfg.get('crop_size'):
         size = _like(cfg.crop_size, options['crop_size'])
         replace_everywhere(cfg, cfg.crop_size, size)
@@ -80,8 +115,13 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
     accumulated_before = accumulation(cfg)
     try:
         cfg.merge_from_dict(options)
-    except (KeyError, TypeError, AssertionError) as error:
-        raise ConfigError(f'--cfg-options does not fit: {error}') from None
+    # Two options that contradict each other, as a=1 and a.b=2 do.
+    except (
+        AttributeError, LookupError, TypeError, ValueError
+    ) as error:  # fmt: skip
+        raise ConfigError(
+            f'--cfg-options does not fit: {shorten(str(error))}'
+        ) from None
     follow_length(cfg, length_before, options)
     follow_accumulation(cfg, accumulated_before, options)
 
@@ -224,3 +264,71 @@ def _check_keys(cfg: Config, options: Mapping[str, Any]) -> None:
             f'--cfg-options {option}: the config has no {top!r}'
             f'{did_you_mean(top, known)}'
         )
+
+
+def _check_value(cfg: Config, option: str, value: Any) -> None:
+    """Refuse a value that cannot be what stands at its place in the config.
+
+    Args:
+        cfg: The config.
+        option: The key, with dots between its parts.
+        value: The new value.
+
+    Raises:
+        ConfigError: If a part of the key is in a number or text, or beyond
+            the end of a list; if another kind of value would replace dicts or
+            a list of classes, a text a number, or a number a text.
+    """
+    old: Any = cfg
+    parts = option.split('.')
+    for number, part in enumerate(parts):
+        place = '.'.join(parts[:number])
+        if isinstance(old, (Mapping, Config)):
+            if part not in old:
+                return
+            old = old[part]
+        elif isinstance(old, (list, tuple)):
+            if not part.isdigit() or int(part) >= len(old):
+                raise ConfigError(
+                    f'--cfg-options {option}: {place} has {len(old)} entries, '
+                    f'which are numbered from 0; {part!r} is none of them'
+                )
+            old = old[int(part)]
+        else:
+            raise ConfigError(
+                f'--cfg-options {option}: {place} is {old!r} and has no keys'
+            )
+    given = f'--cfg-options {option}={value}'
+    if isinstance(value, (Mapping, list, tuple)) or value is None:
+        return
+    if isinstance(old, Mapping) and old:
+        raise ConfigError(
+            f'{given}: {option} is a dict; name a key in it, such as '
+            f'{option}.{next(iter(old))}'
+        )
+    if isinstance(old, (list, tuple)):
+        for index, entry in enumerate(old):
+            if isinstance(entry, Mapping):
+                raise ConfigError(
+                    f'{given}: {option} is a list of dicts; name a key in '
+                    f'one of them, such as {option}.{index}.type'
+                )
+        if parts[-1] == 'classes':
+            raise ConfigError(
+                f'{given}: the names of classes are a list, as in '
+                f"'{option}=[{value}]'"
+            )
+    # `dynamic` is another value for the number of a loss scale.
+    if parts[-1] == 'loss_scale' or isinstance(old, bool):
+        return
+    if isinstance(old, (int, float)) and isinstance(value, str):
+        raise ConfigError(f'{given}: a number is needed, as {old!r} is one')
+    if isinstance(old, str) and _is_number(value):
+        raise ConfigError(
+            f'{given}: a text is needed, as {old!r} is one; if it is the '
+            f'name of a folder or file, put ./ in front, as in ./{value}'
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, ConfigDict
-from mmengine.registry import DATASETS
+from mmengine.config import Config
 
-from mmefficientmod.config.nodes import ConfigError, dataset_dicts, type_name
+from mmefficientmod.config.nodes import dataset_dicts, type_name
 from mmefficientmod.findings import Findings
-from mmefficientmod.messages import did_you_mean
 
 
 class DataError(RuntimeError):
@@ -92,46 +90,3 @@ def join_root(dataset: Mapping[str, Any], path: str) -> str:
     """
     root = dataset.get('data_root') or ''
     return str(Path(root, path)) if '://' not in root else f'{root}/{path}'
-
-
-def class_of(dataset: Mapping[str, Any]) -> type:
-    """The class of the dict of a data set.
-
-    Args:
-        dataset: The dict of the data set.
-
-    Raises:
-        ConfigError: If no such class is registered.
-    """
-    kind = dataset['type']
-    if not isinstance(kind, str):
-        return kind
-    with DATASETS.switch_scope_and_registry(None) as registry:
-        found = registry.get(kind)
-        known = list(registry.module_dict)
-    if found is None:
-        raise ConfigError(
-            f'no data set of the type {kind!r} is registered'
-            f'{did_you_mean(kind, known)}; import its module by '
-            'custom_imports'
-        )
-    return found
-
-
-def class_names(dataset: ConfigDict) -> tuple[str, ...]:
-    """Names of the classes of a data set, from its dict or its class.
-
-    Args:
-        dataset: The dict of the data set.
-
-    Returns:
-        The names; empty if none are given.
-    """
-    own = (dataset.get('metainfo') or {}).get('classes')
-    if own is None:
-        own = getattr(class_of(dataset), 'METAINFO', {}).get('classes')
-    if isinstance(own, str):
-        # MMEngine reads the names from a file, if it is one.
-        file = Path(own)
-        own = file.read_text().splitlines() if file.is_file() else (own,)
-    return tuple(own or ())

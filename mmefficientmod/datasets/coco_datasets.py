@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.config import ConfigDict
+from mmengine.registry import DATASETS
 
+from mmefficientmod.config.class_checks import metainfo, registered
 from mmefficientmod.config.nodes import type_name, walk
 from mmefficientmod.datasets.annotation_files import AnnotationFiles
-from mmefficientmod.datasets.checks import class_names, class_of, join_root
+from mmefficientmod.datasets.checks import join_root
 from mmefficientmod.datasets.coco import CocoSummary
 from mmefficientmod.datasets.images import describe_missing, missing_files
 from mmefficientmod.findings import Findings
@@ -23,7 +25,9 @@ def reads_coco(dataset: Mapping[str, Any]) -> bool:
     Args:
         dataset: The dict of the data set.
     """
-    kind: Any = class_of(dataset)
+    kind = registered(DATASETS, dataset.get('type'))
+    if kind is None:
+        return False
     if not kind.__module__.startswith('mmdet.') and not any(
         base.__module__.startswith('mmdet.') for base in kind.__mro__
     ):
@@ -57,7 +61,7 @@ def check_coco_dataset(
     findings.add(summary.findings)
     if findings.errors:
         return findings
-    classes = class_names(dataset)
+    classes = metainfo(dataset).get('classes') or ()
     if classes and summary.names:
         findings.errors += _compare_classes(classes, summary, owner)
     images = files.content(path)['images']

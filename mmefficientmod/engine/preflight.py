@@ -19,6 +19,8 @@ from mmengine.registry import DATASETS, EVALUATOR
 from mmengine.runner import FlexibleRunner, Runner
 
 from mmefficientmod.checkpoint.reading import CheckpointError
+from mmefficientmod.config.checks import check_settings, drop_half_loops
+from mmefficientmod.config.class_checks import check_classes, metainfo
 from mmefficientmod.config.nodes import (
     LOADERS,
     ConfigError,
@@ -32,7 +34,6 @@ from mmefficientmod.datasets.annotation_files import AnnotationFiles
 from mmefficientmod.datasets.built import check_built, explain_empty
 from mmefficientmod.datasets.checks import (
     check_paths,
-    class_names,
     join_root,
     owner_of,
 )
@@ -63,12 +64,16 @@ class Preflight:
     """The checks of a run.
 
     Args:
-        cfg: The config; data sets and metrics are built from it.
-        mode: ``'train'``, ``'test'`` or ``'all'`` for both.
+        cfg: The config; data sets and metrics are built from it. Loops that
+            are half there and not needed are taken out of it.
+        mode: ``'train'``, ``'test'``, or ``'all'`` for the data of both
+            without the other settings.
     """
 
     def __init__(self, cfg: Config, mode: str) -> None:
         self.cfg = cfg
+        self.mode = mode
+        self.left_out = drop_half_loops(cfg, mode) if mode != 'all' else []
         self.loaders = [name for name in MODES[mode] if cfg.get(name)]
         self.findings = Findings()
         self.files = AnnotationFiles()
@@ -89,7 +94,11 @@ class Preflight:
     def look(self) -> None:
         """Build and look at everything, and keep what is wrong."""
         drop_noise(MMLogger.get_current_instance())
+        if self.mode != 'all':
+            self.findings.add(check_settings(self.cfg, self.mode))
         with default_scope(self.cfg), self.files.shared():
+            if self.mode == 'all':
+                check_classes(self.cfg, self.findings)
             for loader in self.loaders:
                 with self._collect(loader):
                     self._check_loader(loader)
@@ -101,6 +110,8 @@ class Preflight:
 
     def log(self) -> None:
         """Log what the run is right with, and a user should know."""
+        for line in self.left_out:
+            print_log(line, 'current')
         for warning in self.findings.warnings:
             print_log(warning, 'current', 30)
 
@@ -253,5 +264,5 @@ def _num_classes(cfg: Config, dataset: ConfigDict) -> tuple[int | None, str]:
     head = (cfg.get('model') or {}).get('head') or {}
     if isinstance(head.get('num_classes'), int):
         return head['num_classes'], type_name(head)
-    names = class_names(dataset)
+    names = metainfo(dataset).get('classes') or ()
     return len(names) or None, 'the data set'

@@ -41,6 +41,7 @@ from mmefficientmod.swap.necks_and_heads import (
 from mmefficientmod.swap.optimizer import fit_optimizer
 from mmefficientmod.swap.options import keep_options
 from mmefficientmod.swap.probe import Levels, class_of, probe
+from mmefficientmod.swap.unread import leave_out, levels_read
 from mmefficientmod.swap.weights import (
     fit_image_normalisation,
     replace_weights,
@@ -102,7 +103,16 @@ def _fit_dense_model(model: ConfigDict, new: ConfigDict) -> Levels:
         before = Levels(strides=(4, 8, 16, 32))
     else:
         before = probe(model.backbone)
-    levels = choose_levels(new, strides_to_give(model, before))
+    strides = strides_to_give(model, before)
+    read = levels_read(model, before)
+    try:
+        levels = choose_levels(new, tuple(strides[i] for i in read))
+    except ConfigError:
+        # It may have no choice of its levels, and give those that are not
+        # read as well.
+        read = tuple(range(len(strides)))
+        levels = choose_levels(new, strides)
+    before = leave_out(model, before, read)
     fit_neck_and_heads(model, before, levels)
     return levels
 

@@ -272,7 +272,8 @@ def test_classes_are_compared_with_the_file(tmp_path, kind):
     write_coco(tmp_path)
     cfg = coco_config(RETINANET, tmp_path)
     for loader in ('train_dataloader', 'val_dataloader'):
-        cfg[loader].dataset.metainfo = dict(classes=classes)
+        metainfo = dict(classes=classes) if classes else {}
+        cfg[loader].dataset.metainfo = metainfo
     message = errors(cfg)
     assert words in message
     assert "metainfo=dict(classes=('cat', 'dog', 'bird'))" in message
