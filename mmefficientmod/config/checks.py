@@ -86,6 +86,8 @@ def check_settings(cfg: Config, mode: str) -> Findings:
 def drop_half_loops(cfg: Config, mode: str) -> list[str]:
     """Leave loops out that the run does not need and that are half there.
 
+    A training does not need a validation that has no data.
+
     Args:
         cfg: The config, changed in place.
         mode: ``'train'`` or ``'test'``.
@@ -96,7 +98,8 @@ def drop_half_loops(cfg: Config, mode: str) -> list[str]:
     lines = []
     for loop, keys in LOOPS.items():
         given = [key for key in keys if cfg.get(key) is not None]
-        if loop in NEEDED[mode] or len(given) in (0, len(keys)):
+        needed = loop in NEEDED[mode] and (loop != 'val' or keys[0] in given)
+        if needed or len(given) in (0, len(keys)):
             continue
         missing = [key for key in keys if key not in given]
         for key in keys:
@@ -127,7 +130,9 @@ def _check_loops(cfg: Config, mode: str) -> Iterator[str]:
 
 def _check_loaders(cfg: Config, loaders: Sequence[str]) -> Iterator[str]:
     for loader in loaders:
-        node = cfg.get(loader) or {}
+        node = cfg.get(loader)
+        if not isinstance(node, dict):
+            continue
         workers, size = node.get('num_workers', 0), node.get('batch_size', 1)
         if not workers and node.get('prefetch_factor') is not None:
             yield (

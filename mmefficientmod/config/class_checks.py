@@ -120,7 +120,7 @@ def _check_names(dataset: Mapping[str, Any], loader: str) -> Iterator[str]:
         return
     if not isinstance(names, (list, tuple)):
         return
-    twice = [name for name, n in Counter(names).items() if n > 1]
+    twice = [name for name, n in Counter(map(str, names)).items() if n > 1]
     if twice:
         yield (
             f'{place}.classes has {list_some(twice)} more than once; each '
@@ -259,7 +259,8 @@ def _check_topk(cfg: Config, place: str, count: int) -> Iterator[str]:
         count = head.get('num_classes', 0) if isinstance(head, Mapping) else 0
     for metric in walk(cfg.get(place)):
         topk = metric.get('topk')
-        values = [topk] if isinstance(topk, int) else topk or ()
+        values = topk if isinstance(topk, (list, tuple)) else [topk]
+        values = [k for k in values if isinstance(k, int)]
         if type_name(metric) == 'Accuracy' and any(
             k > count > 0 for k in values
         ):
@@ -282,6 +283,8 @@ def _check_zero_label(
             return
         value = parameters['reduce_zero_label'].default
     for step in dataset.get('pipeline') or []:
+        if not isinstance(step, Mapping):
+            continue
         given = step.get('reduce_zero_label')
         if given is not None and isinstance(value, bool) and given != value:
             yield (

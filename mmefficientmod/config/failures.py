@@ -57,7 +57,7 @@ def explain_failure(error: BaseException, path: Path) -> str:
             f'its _base_ is a circle, {names} -> {_shown(files[-1])}; remove '
             'one of these _base_'
         )
-    if len(files) > 1 and not os.path.exists(files[-1]):
+    if len(files) > 1 and not os.path.isfile(files[-1]):
         missing = files.pop()
         line, reason = _line_of_keys(files[-1], ['_base_']), _no_base(missing)
     else:
@@ -99,7 +99,11 @@ def _line_and_reason(
     reason = _message(error) + _remedy(error, last)
     inner, number = frames[-1]
     name = inner.f_code.co_filename
-    if not _is_code_of(inner, file) and os.path.exists(name):
+    if (
+        not _is_code_of(inner, file)
+        and not _is_mmengine(inner)
+        and os.path.exists(name)
+    ):
         reason += f' (raised in {_shown(name)}, line {number})'
     return line, f'{reason}, in `{shorten(_text(file, line), 70)}`'
 
@@ -161,13 +165,22 @@ def _bad_merge(
     """Keys of a config that do not fit those of its bases."""
     names = {frame.f_code.co_name for frame, _ in frames}
     if names & {'_get_base_files', '_get_cfg_path'}:
-        return _line_of_keys(file, ['_base_']), _message(error)
+        reason = (
+            '_base_ must be a path or a list of paths'
+            if isinstance(error, TypeError)
+            else _message(error)
+        )
+        return _line_of_keys(file, ['_base_']), reason
+    for frame, _ in frames:
+        node = frame.f_locals.get('node')
+        if _is_mmengine(frame) and isinstance(node, ast.stmt):
+            return node.lineno, _message(error)
     inside = [f for f, _ in frames if f.f_code.co_name == VARIABLES]
     last = inside[-1] if inside else frames[-1][0]
     function, values = last.f_code.co_name, last.f_locals
     if not _is_mmengine(last):
         return None
-    if function == '_merge_a_into_b':
+    if function == '_merge_a_into_b' and 'k' in values:
         keys = [
             frame.f_locals['k']
             for frame, _ in frames
@@ -203,8 +216,6 @@ def _bad_merge(
     if 'base_module' in values and 'module_path' in values:
         line = _line_with(file, f'from {values["base_module"]}')
         return line, _no_base(values['module_path'])
-    if isinstance(values.get('node'), ast.stmt):
-        return values['node'].lineno, _message(error)
     return None
 
 
@@ -220,15 +231,25 @@ def _bad_import(
             if frame.f_code.co_name == 'build' and isinstance(where, str):
                 line = re.search(r'line (\d+)', where)
                 text = _message(chain[-1])
-                module = getattr(lazy, '_module', '')
+                # An attribute of a module has other names for both, and no
+                # line in its place.
+                module = vars(lazy).get('_module', '')
                 if not isinstance(module, str):
                     module = ', '.join(module)
-                imported = getattr(lazy, '_imported', None)
+                imported = vars(lazy).get('_imported') or vars(lazy).get(
+                    'name'
+                )
                 if chain[-1] is error:
                     text = f'the module {module} has no {imported!r}'
-                return int(line[1]) if line else None, (
-                    f'cannot import {imported or module}: {text}'
-                )
+                number = int(line[1]) if line else None
+                if number is None and imported:
+                    number = _line_with(file, f'.{imported}')
+                return number, (f'cannot import {imported or module}: {text}')
+    last = frames[-1][0]
+    if last.f_code.co_name == 'fromfile' and isinstance(error, TypeError):
+        return _line_of_keys(file, ['custom_imports']), (
+            'custom_imports must be dict(imports=[...])'
+        )
     if any(
         frame.f_code.co_name == 'import_modules_from_strings'
         for one in chain
@@ -266,9 +287,10 @@ def _remedy(error: BaseException, frame: FrameType) -> str:
 
 def _message(error: BaseException) -> str:
     """Type and first line of an error's text."""
-    text = str(error)
-    if isinstance(error, KeyError) and error.args:
-        text = str(error.args[0])
+    try:
+        text = str(error.args[0] if isinstance(error, KeyError) else error)
+    except Exception:  # of a class of the config
+        text = ''
     return f'{type(error).__name__}: {shorten(text)}'
 
 

@@ -47,11 +47,18 @@ def check_built(dataset: Any, loader: str) -> Findings:
         owner = f'{type(part).__name__} of {loader}'
         if hasattr(part, 'get_data_info'):
             findings.add(_check_part(part, owner, len(parts)))
-    if not findings.errors:
+    if not findings.errors and all(map(_has_images, parts)):
         for index in range(min(SAMPLES, len(dataset))):
             with findings.catch(DataError):
                 dataset[index]
     return findings
+
+
+def _has_images(part: Any) -> bool:
+    """Whether each entry is an image; an entry may also be a video."""
+    return hasattr(part, 'get_data_info') and isinstance(
+        part.get_data_info(0).get('img_path'), str
+    )
 
 
 def explain_empty(dataset: Mapping[str, Any], owner: str) -> str | None:

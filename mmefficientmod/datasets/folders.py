@@ -8,6 +8,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from mmefficientmod.config.class_checks import metainfo
 from mmefficientmod.config.nodes import (
     ConfigError,
     dataset_dicts,
@@ -106,6 +107,39 @@ def set_num_classes(cfg: Config, num_classes: int) -> None:
             node['num_classes'] = num_classes
         if isinstance(node.get('topk'), (list, tuple)):
             node['topk'] = [k for k in node['topk'] if k < num_classes]
+
+
+def check_imagenet_folders(
+    dataset: Mapping[str, Any], owner: str
+) -> str | None:
+    """Whether MMPretrain's ``ImageNet`` finds as many folders as classes.
+
+    Args:
+        dataset: The dict of the data set.
+        owner: Its name in messages.
+
+    Returns:
+        What is wrong; None if nothing is, or if a list has the labels.
+    """
+    from mmpretrain.datasets.custom import find_folders
+
+    split = dataset.get('split') or ''
+    listed = Path(dataset.get('data_root') or '', 'meta', f'{split}.txt')
+    if dataset.get('ann_file') or split == 'test' or listed.is_file():
+        return None
+    folder = _folder({'data_prefix': split, **dataset})
+    if not folder.is_dir():
+        return None
+    classes, _ = find_folders(str(folder))
+    expected = len(metainfo(dataset).get('classes') or ())
+    if not expected or len(classes) == expected:
+        return None
+    return (
+        f'{owner}: {folder} has {len(classes)} class folders, and the data '
+        f'set {expected} classes; for classes of your own take the data set '
+        "type 'CustomDataset', as in "
+        'configs/cls/efficientmod_s_finetune_folder.py'
+    )
 
 
 def _folder_datasets(cfg: Config, loader: str) -> Iterator[Mapping[str, Any]]:

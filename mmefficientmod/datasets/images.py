@@ -160,7 +160,13 @@ def describe_missing(
     """
     hint = ''
     folder, name = os.path.split(missing[0])
-    if not os.path.isdir(folder or '.'):
+    without = missing[0].removesuffix(Path(name).suffix)
+    if os.path.isfile(without):
+        hint = (
+            f'; {without} exists: write names without {Path(name).suffix} '
+            'in the list, since the data set adds it'
+        )
+    elif not os.path.isdir(folder or '.'):
         hint = f'; the folder {folder} does not exist'
     else:
         stem = Path(name).stem.lower()

@@ -41,8 +41,10 @@ from mmefficientmod.datasets.coco_datasets import (
     check_coco_dataset,
     reads_coco,
 )
+from mmefficientmod.datasets.folders import check_imagenet_folders
 from mmefficientmod.datasets.lists import check_range, read_labels_of_list
 from mmefficientmod.engine.console import drop_noise
+from mmefficientmod.engine.runner import RunnerMixin
 from mmefficientmod.engine.seeding import BuiltDataset
 from mmefficientmod.findings import Findings
 from mmefficientmod.messages import shorten
@@ -121,6 +123,8 @@ class Preflight:
         Args:
             runner: The runner of the same config, before it runs.
         """
+        if not isinstance(runner, RunnerMixin):
+            return  # a runner of the user's own builds them itself
         for loader, dataset in self.datasets.items():
             cfg = dict(getattr(runner, f'_{loader}'))
             cfg['dataset'] = BuiltDataset(dataset)
@@ -173,6 +177,9 @@ class Preflight:
         if reads_coco(dataset):
             trains = loader == 'train_dataloader'
             found.add(check_coco_dataset(dataset, self.files, owner, trains))
+        elif type_name(dataset) == 'ImageNet':
+            bad = check_imagenet_folders(dataset, owner)
+            found.errors += [bad] if bad else []
         elif self._is_labelled_list(dataset):
             path = join_root(dataset, dataset['ann_file'])
             labels = read_labels_of_list(path)
@@ -186,7 +193,7 @@ class Preflight:
         path = dataset.get('ann_file') or ''
         return (
             self.cfg.get('default_scope') == 'mmpretrain'
-            and type_name(dataset) in ('CustomDataset', 'ImageNet')
+            and type_name(dataset) == 'CustomDataset'
             and dataset.get('with_label', True)
             and path.endswith('.txt')
             and Path(join_root(dataset, path)).is_file()

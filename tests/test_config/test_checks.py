@@ -68,6 +68,8 @@ FAULTS = [
     (PSP, {'model.auxiliary_head.num_classes': 2}, r'auxiliary_head\.num_cl'),
     (CLS, {'model.head.num_classes': 10}, r'model\.head\.num_classes=10, '),
     (CLS, {'data_preprocessor.num_classes': 10}, r'data_preprocessor\.num'),
+    (CLS, {'model.train_cfg': dict(augments=[dict(num_classes=10)])},
+     r'model\.train_cfg\.augments\.0\.num_classes=10, '),
     (MASK_RCNN, {META: dict(classes='cat')},
      r"classes='cat' is one text, .* write classes=\('cat',\)"),
     (MASK_RCNN, {META: dict(classes=('cat', 'dog', 'cat'))},
@@ -156,6 +158,8 @@ def test_classes_in_a_file_are_read(tmp_path):
     [
         ('train', ['test_dataloader', 'test_cfg'], 'test_evaluator',
          'test_evaluator left out: the config has no test_dataloader and no'),
+        ('train', ['val_dataloader', 'val_evaluator'], 'val_cfg',
+         'val_cfg left out: the config has no val_dataloader and no'),
         ('test', ['val_cfg'], 'val_dataloader', 'val_dataloader and val_ev'),
         ('test', ['optim_wrapper'], 'train_cfg', 'train_dataloader and tr'),
     ],

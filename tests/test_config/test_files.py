@@ -57,7 +57,13 @@ FAULTS = {
         r'line 3: ',
     ),
     'base of an unknown package': ("_base_ = 'mmnone::a/b.py'", r'line 1: '),
-    'base that is no path': ('_base_ = [3]', r'line 1: '),
+    'base that is no path': ('_base_ = [3]', r'line 1: _base_ must be a'),
+    'base that is a folder': ("_base_ = '.'", r'line 1: its base '),
+    'exception without a text': (
+        'class E(Exception):\n    def __str__(self):\n        return 3\n'
+        'raise E',
+        r'line 4: E: no message, in `raise E`',
+    ),
     'circle': (
         "_base_ = 'circle.py'",
         r'its _base_ is a circle, c\.py -> circle\.py -> c\.py',
@@ -92,6 +98,10 @@ FAULTS = {
         "custom_imports = dict(imports=['faulty_module_of_test'])",
         r'line 1: .*ZeroDiv.* \(raised in faulty_module_of_test\.py, line 3\)',
     ),
+    'custom import as a text': (
+        "custom_imports = 'json'",
+        r'line 1: custom_imports must be dict\(imports=',
+    ),
     'custom import of a type': (
         'custom_imports = dict(imports=3)',
         r'line 1: custom_imports',
@@ -108,6 +118,15 @@ FAULTS = {
     'pure-Python module': (
         'from no_such.place import Net\nmodel = dict(type=Net)',
         r"line 1: cannot import Net: .*No module named 'no_such'",
+    ),
+    'pure-Python attribute': (
+        'import torch.nn as nn\n\nx = dict(type=nn.NoSuch)',
+        r"line 3: cannot import NoSuch: .* no attribute 'NoSuch'",
+    ),
+    'pure-Python variable': (
+        'from mmengine.config import read_base\nwith read_base():\n'
+        '    from .b import nothing',
+        r'line 3: KeyError: nothing',
     ),
     'pure-Python base': (
         'from mmengine.config import read_base\nwith read_base():\n'

@@ -512,6 +512,30 @@ def test_good_list_is_accepted(tmp_path):
     look(list_config(tmp_path))
 
 
+def test_imagenet_of_other_folders_is_refused(tmp_path):
+    for split in ('train', 'val'):
+        for name in 'ab':
+            write_image(tmp_path / f'{split}/{name}/1.jpg')
+    cfg = list_config(tmp_path, num_classes=1000)
+    for split in ('train', 'val'):
+        cfg[f'{split}_dataloader'].dataset = dict(
+            type='ImageNet', data_root=str(tmp_path), split=split, pipeline=[]
+        )
+    message = errors(cfg)
+    assert 'train has 2 class folders, and the data set 1000' in message
+    assert 'CustomDataset' in message
+
+
+def test_list_with_suffixes_that_the_data_set_adds(tmp_path):
+    write_masks(tmp_path)
+    (tmp_path / 'train.txt').write_text('0.jpg\n1.jpg\n')
+    cfg = mask_config(tmp_path)
+    cfg.train_dataloader.dataset.ann_file = 'train.txt'
+    message = errors(cfg)
+    assert '2 of 2 images do not exist' in message
+    assert 'write names without .jpg in the list' in message
+
+
 def test_error_in_any_step_names_the_file(tmp_path):
     write_masks(tmp_path)
     cfg = mask_config(tmp_path)
