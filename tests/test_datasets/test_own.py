@@ -20,6 +20,7 @@ from own_folders import (
 )
 from torch.testing import assert_close
 
+from mmefficientmod.checkpoint.reading import CheckpointError
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import (
     LOADERS,
@@ -662,6 +663,10 @@ def test_segmentor_is_trained_tested_and_fine_tuned_on_other_classes(
     image = 'mine/img_dir/val/0.jpg'
     drawn = tool('predict').main([SEG, checkpoint, image, '--data', 'mine'])
     assert len(drawn) == 1
+
+    Path('mine/classes.txt').write_text('car\nroad\nsky\n')
+    with pytest.raises(CheckpointError, match='the data has car, road, sky'):
+        tool('test').main([SEG, checkpoint, '--data', 'mine', *options])
 
     write_pairs([(f'two/{x}', f'two/{y}') for x, y in LAYOUTS['no splits']],
                 labels=(0, 1))  # fmt: skip
