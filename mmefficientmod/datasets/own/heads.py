@@ -7,12 +7,11 @@ from typing import Any
 
 from mmengine.config import ConfigDict
 
+from mmefficientmod.config.class_checks import OTHER_HEADS
 from mmefficientmod.config.nodes import type_name, walk
 
 # Parts that know no classes, or those of other data.
 OTHER_PARTS = ('backbone', 'data_preprocessor', 'neck', 'rpn_head', 'teacher')
-# A head of STDC that finds edges.
-OTHER_HEADS = ('STDCHead',)
 
 
 def set_num_classes(model: ConfigDict, number: int) -> list[str]:
