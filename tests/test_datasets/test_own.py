@@ -174,6 +174,16 @@ def test_coco_files_are_found_with_their_images(layout, printed):
     assert no_val == (expected == (4, 1, 1))
 
 
+def test_written_files_in_the_folder_itself_are_no_data(printed, monkeypatch):
+    coco_as('cvat')
+    write_pairs(LAYOUTS['no splits'], labels=(0, 255))
+    monkeypatch.chdir('mine')
+    for _ in range(2):
+        assert sizes(apply(DET, '.')) == (4, 1, 1)
+        assert sizes(apply(SEG, '.')) == (2, 1, 1)
+    assert Path('data/own').is_dir()
+
+
 def test_labels_of_all_splits_follow_the_order_of_the_training(printed):
     """CocoDataset numbers the classes in the order of each file."""
     write_coco('mine/train.json', coco_content(['0.jpg']), 'mine/images')
@@ -463,6 +473,7 @@ def test_splits_that_are_missing(printed):
         apply(CLS)
     cfg = apply(CLS, trains=False)
     assert len(build(cfg, 'test_dataloader')) == 6
+    assert cfg.train_dataloader is cfg.train_cfg is cfg.optim_wrapper is None
     write_classes('mine/train/cat', 'mine/train/dog')
     apply(CLS)
     assert 'no validation data: the test data is used' in ' '.join(printed)
@@ -486,6 +497,11 @@ def bad_folder(kind):
         return DET
     if kind == 'images elsewhere':
         write_coco('mine/a.json', coco_content(['0.jpg', '1.jpg']))
+        return DET
+    if kind == 'key missing':
+        content = coco_content(['0.jpg', '1.jpg'])
+        del content['images'][1]['file_name']
+        write_coco('mine/a.json', content)
         return DET
     if kind == 'other categories':
         write_coco('mine/train.json', coco_content(['0.jpg']), 'mine')
@@ -533,6 +549,7 @@ def bad_folder(kind):
         ('boxes without masks', 'has boxes without masks, and the config pre'),
         ('several files', 'several COCO files for all splits: a.json, b'),
         ('images elsewhere', '2 of the 2 images .*a.json names are not'),
+        ('key missing', "a.json: 1 of 2 images have no 'file_name'"),
         ('other categories', r'val.json has objects of cow, and the training'),
         ('colours', r'is in colour, and .*mine has no labelmap.txt'),
         ('all ignored', 'masks have no label but 255, which is ignored'),

@@ -36,6 +36,13 @@ OTHER_STEPS = {
     'LoadPanopticAnnotations', 'LoadProposals', 'LoadSingleRSImageFromFile',
     'LoadTrackAnnotations',
 }  # fmt: skip
+# What MMEngine takes together or not at all.
+TRAINING = (
+    'train_dataloader',
+    'train_cfg',
+    'optim_wrapper',
+    'param_scheduler',
+)
 SHOWN = 20  # names of classes in the message
 
 
@@ -139,6 +146,7 @@ def _replace(
         if not cfg.get(loader):
             continue
         if loader not in splits:  # a test needs no training data
+            cfg.update(dict.fromkeys(TRAINING))
             continue
         pipelines = [x.get('pipeline') for x in dataset_dicts(cfg, loader)]
         if any(p != pipelines[0] for p in pipelines):

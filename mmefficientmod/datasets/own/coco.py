@@ -12,7 +12,7 @@ from typing import Any
 
 from mmefficientmod.atomic import write_folder
 from mmefficientmod.datasets.checks import DataError
-from mmefficientmod.datasets.coco import has_mask, read_coco
+from mmefficientmod.datasets.coco import has_mask, read_coco, summarise
 from mmefficientmod.messages import list_some
 
 from .layout import (
@@ -196,12 +196,25 @@ def _divide(
     parts = []
     for part in hold_out(images):
         ids = {image['id'] for image in part}
-        objects = [x for x in content['annotations'] if x['image_id'] in ids]
+        objects = content.get('annotations') or []
+        objects = [x for x in objects if x.get('image_id') in ids]
         parts.append({**content, 'images': part, 'annotations': objects})
     return parts[0], parts[1]
 
 
 def _read(
+    reader: _Reader, split: str, path: Path, content: dict[str, Any]
+) -> Split:
+    try:
+        return _read_split(reader, split, path, content)
+    except (KeyError, TypeError):
+        found = summarise(content, path).findings
+        if not found.errors:
+            raise
+        raise DataError(found.message()) from None
+
+
+def _read_split(
     reader: _Reader, split: str, path: Path, content: dict[str, Any]
 ) -> Split:
     names = tuple(str(c.get('name')) for c in content['categories'])

@@ -136,13 +136,15 @@ def split_of_path(path: str | Path) -> str | None:
 def list_files(root: Path, suffixes: Sequence[str]) -> list[str]:
     """Files below a folder, as sorted paths relative to it with ``/``.
 
-    Hidden folders, and those that macOS adds to archives, are passed over.
+    Hidden folders, those that macOS adds to archives, and files that were
+    made of others, are passed over.
 
     Args:
         root: The folder.
         suffixes: Endings of the files, in lower case.
     """
     found = []
+    prepared = Path.cwd() / PREPARED
     for folder, subfolders, files in os.walk(root, followlinks=True):
         inner = Path(folder).relative_to(root)
         subfolders[:] = [
@@ -150,6 +152,10 @@ def list_files(root: Path, suffixes: Sequence[str]) -> list[str]:
             for name in subfolders
             if not name.startswith(('.', '__'))
             and len(inner.parts) < MOST_LEVELS
+            and not (
+                name == prepared.name
+                and Path(folder, name).resolve() == prepared.resolve()
+            )
         ]
         found += [
             (inner / name).as_posix()
