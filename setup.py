@@ -83,6 +83,8 @@ setup(
         ),
         # For the mode `onnxruntime` of tools/benchmark.py.
         'export': ['onnx', 'onnxruntime'],
+        # For `--data` with files of YOLO, Pascal VOC or labelme.
+        'formats': ['supervision>=0.31'],
         # For the tests and `make lint`.
         'test': [
             'codespell',

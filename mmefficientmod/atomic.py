@@ -1,9 +1,11 @@
-"""Writing a file whole or not at all."""
+"""Writing a file or a folder whole or not at all."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,6 +41,39 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         publish(draft, target)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> Path:
+    """Write a folder unless it exists.
+
+    It is written under a temporary name and then renamed, so that neither an
+    interruption nor a second process leaves an incomplete one.
+
+    Args:
+        folder: The folder; the one around it is made if it does not exist.
+        write: Writes the content to the empty folder that it is given.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix='.draft-', dir=folder.parent))
+    try:
+        write(draft)
+        draft.chmod(0o755)  # mkdtemp makes it private
+        os.rename(draft, folder)
+    except OSError:
+        # The renaming fails if another process was faster.
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
 
 
 def publish(draft: Path, target: Path) -> None:

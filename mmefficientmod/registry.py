@@ -13,6 +13,7 @@ from mmengine import registry as mmengine_registry
 from mmengine.registry import Registry
 
 __all__ = [
+    'DATASETS',
     'FUNCTIONS',
     'HOOKS',
     'METRICS',
@@ -56,6 +57,12 @@ MODELS = ModelRegistry(
     parent=mmengine_registry.MODELS,
     scope=SCOPE,
     locations=['mmefficientmod.models'],
+)
+DATASETS = Registry(
+    'dataset',
+    parent=mmengine_registry.DATASETS,
+    scope=SCOPE,
+    locations=['mmefficientmod.datasets.own.pairs'],
 )
 HOOKS = Registry(
     'hook',

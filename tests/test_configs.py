@@ -43,9 +43,9 @@ RIVALS = {
 SEG = CONFIGS['seg']
 VARIANTS = ('xxs', 'xs', 's', 's_conv')
 NAMES = {
-    'seg': r'fpn_efficientmod_(\w+?)(?:_reparam)?_ade20k',
-    'det': r'(?:mask_rcnn|retinanet)_efficientmod_(\w+?)(?:_reparam)?'
-    r'_fpn_1x_coco',
+    'seg': r'fpn_efficientmod_(\w+?)(?:(?:_reparam)?_ade20k|_finetune)',
+    'det': r'(?:mask_rcnn|retinanet)_efficientmod_(\w+?)'
+    r'(?:(?:_reparam)?_fpn_1x_coco|_finetune)',
     'cls': r'efficientmod_(\w+?)'
     r'(?:(?:_distill|_100e|_reparam)?_in1k|_finetune_folder)',
 }
@@ -69,6 +69,8 @@ SCOPES = dict(seg='mmseg', det='mmdet', cls='mmpretrain')
         ('cls', 'efficientmod_{}_reparam_in1k', ('s', 's_conv')),
         ('cls', 'efficientmod_{}_100e_in1k', VARIANTS),
         ('cls', 'efficientmod_{}_finetune_folder', ('s',)),
+        ('det', 'mask_rcnn_efficientmod_{}_finetune', ('s',)),
+        ('seg', 'fpn_efficientmod_{}_finetune', ('s',)),
     ],
 )
 def test_there_is_a_config_for_each_variant(task, name, variants):
@@ -83,7 +85,7 @@ def test_there_is_a_config_for_each_variant(task, name, variants):
     ids=lambda x: getattr(x, 'stem', x),
 )
 def test_config_builds_the_model_of_its_name(task, path):
-    most = 80 if path.stem.endswith('_finetune_folder') else 40
+    most = 80 if '_finetune' in path.stem else 40
     assert len(path.read_text().splitlines()) < most
     cfg = Config.fromfile(path)
     match = re.fullmatch(NAMES[task], path.stem)
@@ -108,8 +110,8 @@ def test_config_builds_the_model_of_its_name(task, path):
     if '_100e_' in path.stem:
         total = 1024
         assert cfg.train_cfg.max_epochs == 100
-    if path.stem.endswith('_finetune_folder'):
-        gpus, total = 1, 64
+    if '_finetune' in path.stem:
+        gpus, total = 1, dict(seg=8, det=4, cls=64)[task]
     assert cfg.train_dataloader.batch_size * gpus == total
     assert cfg.auto_scale_lr.base_batch_size == total
     if task == 'seg':
@@ -118,7 +120,8 @@ def test_config_builds_the_model_of_its_name(task, path):
         kinds = dict(mask_rcnn='MaskRCNN', retinanet='RetinaNet')
         kind = path.stem.partition('_efficientmod')[0]
         assert cfg.model.type == kinds[kind]
-        assert cfg.train_cfg.max_epochs == 12
+        if '_finetune' not in path.stem:
+            assert cfg.train_cfg.max_epochs == 12
         assert cfg.train_dataloader.dataset.type == 'CocoDataset'
     if task == 'cls':
         assert cfg.model.head.num_classes == 1000
@@ -133,7 +136,11 @@ def without_scope(node):
     return node
 
 
-@pytest.mark.parametrize('path', CONFIGS['det'], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    'path',
+    [p for p in CONFIGS['det'] if '_finetune' not in p.stem],
+    ids=lambda p: p.stem,
+)
 def test_detection_config_changes_only_backbone_and_optimizer(path):
     cfg = Config.fromfile(path)
     stock = load_config(
@@ -248,6 +255,27 @@ def test_every_config_imports_the_package(path):
     imports = Config.fromfile(path).custom_imports
     assert 'mmefficientmod' in imports['imports']
     assert imports['allow_failed_imports'] is False
+
+
+@pytest.mark.parametrize('task', ['det', 'seg'])
+def test_fine_tuning_keeps_the_best_checkpoint_of_a_schedule_in_iterations(
+    task,
+):
+    stem = dict(det='mask_rcnn', seg='fpn')[task]
+    cfg = Config.fromfile(
+        ROOT / f'configs/{task}/{stem}_efficientmod_s_finetune.py'
+    )
+    length, interval = cfg.train_cfg.max_iters, cfg.train_cfg.val_interval
+    assert length == 10 * interval
+    saving = cfg.default_hooks.checkpoint
+    assert (saving.interval, saving.by_epoch) == (interval, False)
+    assert saving.save_best.split('_')[-1] in ('mAP', 'mIoU')
+    warm_up, cosine = cfg.param_scheduler
+    assert 0 < warm_up.end == cosine.begin < interval
+    assert cosine.end == length
+    assert not warm_up.by_epoch
+    assert not cosine.by_epoch
+    assert cfg.train_dataloader.sampler.type == 'InfiniteSampler'
 
 
 def closed_formula(i, eta_min):

@@ -27,6 +27,7 @@ MOST_CLASSES = 30  # rows of the table in the terminal
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.config_arguments(__doc__)
+    cli.add_data_argument(parser)
     parser.add_argument(
         '--out',
         default='report.html',

@@ -32,6 +32,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '(default: 0.3)',
     )
     parser.add_argument('--device', help='such as cpu or cuda:0')
+    cli.add_data_argument(parser)
     cli.add_matmul_argument(parser)
     cli.add_trust_argument(parser)
     cli.add_fast_linear_argument(parser)

@@ -11,7 +11,8 @@ from mmengine.dist import is_main_process
 
 from mmefficientmod import cli
 from mmefficientmod.checkpoint.reading import check_exists
-from mmefficientmod.config.nodes import add_hook
+from mmefficientmod.config.class_checks import metainfo
+from mmefficientmod.config.nodes import add_hook, dataset_dicts
 from mmefficientmod.datasets import fit_classes
 from mmefficientmod.engine import modes
 from mmefficientmod.engine.hooks import check_checkpoint
@@ -49,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     cfg.load_from = args.checkpoint
     # First the check of class folders, whose messages say more.
     classes = fit_classes(cfg, ('test_dataloader',))
+    if args.data:
+        (dataset,) = dataset_dicts(cfg, 'test_dataloader')
+        classes = classes or metainfo(dataset).get('classes')
     check_checkpoint(cfg, args.checkpoint, classes)
     if args.amp:
         cfg.test_cfg.fp16 = True

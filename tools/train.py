@@ -30,6 +30,7 @@ from mmefficientmod.swap.weights import set_pretrained
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.config_arguments(__doc__)
     cli.add_run_arguments(parser)
+    parser.set_defaults(trains=True)
     parser.add_argument(
         '--pretrained',
         metavar='FILE',
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> Runner | FlexibleRunner:
     start = choose_checkpoint(cfg)
     if start:
         check_exists(start)
-        check_checkpoint(cfg, start)
+        check_checkpoint(cfg, start, fine_tunes=not cfg.get('resume'))
         done = nothing_left(cfg, start) if cfg.resume else None
         if done:
             print_log(done, 'current')

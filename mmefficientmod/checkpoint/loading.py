@@ -8,7 +8,13 @@ starts from random weights. Here a file fits or is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Iterable,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from typing import Any
 
 from mmengine.logging import print_log
@@ -158,7 +164,42 @@ def load_strictly(
     return surplus, lacking
 
 
-def load_whole(model: nn.Module, checkpoint: Mapping, path: str) -> None:
+def drop_classes(
+    model: nn.Module, weights: MutableMapping[str, Tensor]
+) -> list[str]:
+    """Remove the layers that predict classes, for a model of other classes.
+
+    Such a layer has another number of outputs, the first dimension of its
+    weight and bias, and otherwise the same shape. Layers of the backbone and
+    of the neck predict no classes.
+
+    Args:
+        model: The model.
+        weights: Its weights in a file, changed in place.
+
+    Returns:
+        Names of the tensors that were removed, such as
+        ``bbox_head.fc_cls.weight``.
+    """
+    own = model.state_dict()
+    removed = []
+    for key in list(weights):
+        name = _without_wrapper(key)
+        if name not in own or {'backbone', 'neck'} & {*name.split('.')}:
+            continue
+        before, now = weights[key].shape, own[name].shape
+        if before != now and len(before) > 0 and before[1:] == now[1:]:
+            removed.append(name)
+            del weights[key]
+    return removed
+
+
+def load_whole(
+    model: nn.Module,
+    checkpoint: Mapping,
+    path: str,
+    may_lack: Sequence[str] = (),
+) -> None:
     """Load a whole detector, segmentor or classifier, which must fit.
 
     A model that adapts older checkpoints when it loads them does so here, too.
@@ -170,6 +211,7 @@ def load_whole(model: nn.Module, checkpoint: Mapping, path: str) -> None:
         checkpoint: Content of the file: the weights, or a dict that has them
             under ``state_dict``.
         path: Name of the file, for messages.
+        may_lack: Names of tensors that the file need not have.
 
     Raises:
         CheckpointError: If a tensor is missing in the file or a shape
@@ -178,7 +220,7 @@ def load_whole(model: nn.Module, checkpoint: Mapping, path: str) -> None:
     weights = checkpoint.get('state_dict', checkpoint)
     # A new dict has no `_metadata`, the versions of the layers. PyTorch takes
     # it for an old one, in which batch norms had no counters.
-    weights = {re.sub(r'^module\.', '', k): v for k, v in weights.items()}
+    weights = {_without_wrapper(k): v for k, v in weights.items()}
     try:
         result = model.load_state_dict(weights, strict=False)
     except CheckpointError as error:  # raised by one of our models
@@ -188,12 +230,18 @@ def load_whole(model: nn.Module, checkpoint: Mapping, path: str) -> None:
         lines = [line.strip(' \t.') for line in str(error).splitlines()]
         faults = lines[1:] or [shorten(str(error))]
         raise _misfit(path, model, [list_some(faults)]) from None
-    if result.missing_keys:
-        faults = [f'the file lacks {list_some(result.missing_keys)}']
+    missing = [key for key in result.missing_keys if key not in may_lack]
+    if missing:
+        faults = [f'the file lacks {list_some(missing)}']
         if result.unexpected_keys:
             surplus = list_some(result.unexpected_keys)
             faults.append(f'the model has no {surplus}')
         raise _misfit(path, model, faults)
+
+
+def _without_wrapper(name: str) -> str:
+    """Name of a tensor, without the prefix of PyTorch's data parallelism."""
+    return re.sub(r'^module\.', '', name)
 
 
 def _misfit(

@@ -1,6 +1,7 @@
 """What the command lines in ``tools/`` share."""
 
 from mmefficientmod.cli.arguments import (
+    add_data_argument,
     add_fast_linear_argument,
     add_matmul_argument,
     add_run_arguments,
@@ -15,6 +16,7 @@ from mmefficientmod.cli.main import remove_if_failed, run
 from mmefficientmod.config.toolbox import import_toolbox
 
 __all__ = [
+    'add_data_argument',
     'add_fast_linear_argument',
     'add_matmul_argument',
     'add_run_arguments',

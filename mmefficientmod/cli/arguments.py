@@ -16,7 +16,7 @@ from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import LOADERS, ConfigError
 from mmefficientmod.config.options import OptionsAction, apply_options
 from mmefficientmod.config.toolbox import import_toolbox
-from mmefficientmod.datasets import apply_mini
+from mmefficientmod.datasets import apply_mini, apply_own
 from mmefficientmod.engine import distributed
 from mmefficientmod.models.layers import matmul
 from mmefficientmod.swap.backbone import swap_backbone
@@ -122,6 +122,23 @@ def config_arguments(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def add_data_argument(
+    parser: argparse.ArgumentParser | argparse._MutuallyExclusiveGroup,
+) -> None:
+    """Add ``--data``, the folder for ``apply_own``.
+
+    Args:
+        parser: The parser, or a group of it.
+    """
+    parser.add_argument(
+        '--data',
+        metavar='FOLDER',
+        help='your own data: COCO files for detection, images and masks for '
+        'segmentation, class folders for classification; classes, heads and '
+        'evaluators of the config follow (see docs/own_data.md)',
+    )
+
+
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of training and testing.
 
@@ -133,7 +150,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help='folder for logs and checkpoints '
         '(default: work_dirs/NAME_OF_CONFIG)',
     )
-    parser.add_argument(
+    data = parser.add_mutually_exclusive_group()
+    add_data_argument(data)
+    data.add_argument(
         '--mini',
         action='store_true',
         help='run on a small generated data set of the same layout, kept '
@@ -168,16 +187,19 @@ def load_chosen_config(args: argparse.Namespace) -> Config:
     """The config that is named, with the backbone that is named.
 
     Imports the toolbox of the config, and has MMEngine read checkpoints by the
-    reader of this package. ``--cfg-options`` are not applied yet, since they
-    may set options of the new backbone.
+    reader of this package, and applies ``--data``. ``--cfg-options`` are not
+    applied yet, since they may set options of the new backbone.
 
     Args:
-        args: Arguments of :func:`config_arguments`, and ``pretrained`` and
-            ``trust`` if the tool has them.
+        args: Arguments of :func:`config_arguments`, and ``pretrained``,
+            ``trust`` and ``data`` if the tool has them. A tool that needs
+            training data has ``trains=True``.
 
     Raises:
-        ConfigError: If the config does not exist, or the backbone does not
-            fit into it.
+        ConfigError: If the config does not exist, or the backbone or
+            ``--data`` does not fit it.
+        DataError: If the folder of ``--data`` does not hold what the config
+            needs.
     """
     protect()
     trust_files(getattr(args, 'trust', []))
@@ -186,6 +208,8 @@ def load_chosen_config(args: argparse.Namespace) -> Config:
     if args.backbone:
         pretrained = getattr(args, 'pretrained', None)
         cfg = swap_backbone(cfg, args.backbone, pretrained)
+    if getattr(args, 'data', None):
+        apply_own(cfg, args.data, getattr(args, 'trains', False))
     return cfg
 
 

@@ -23,6 +23,8 @@ from mmefficientmod.messages import list_some
 # Heads whose number of classes is not that of the data: RPNs tell objects
 # from background, and semantic branches of detectors have their own classes.
 OTHER_CLASSES = ('rpn_head', 'semantic_head', 'teacher', 'reid')
+# Heads of several tasks, and the head of STDC that finds edges.
+OTHER_HEADS = ('MultiTaskHead', 'STDCHead')
 # Parts of detectors whose classes are words.
 TEXT_PARTS = ('language_model', 'text_encoder', 'clip_vision')
 
@@ -205,7 +207,7 @@ def _with_classes(node: Any, place: str) -> Iterator[tuple[str, Mapping]]:
     if any(name in part for part in last for name in OTHER_CLASSES):
         return
     if type_name(node).startswith(('RPN', 'GARPN')) or (
-        type_name(node) == 'MultiTaskHead'
+        type_name(node) in OTHER_HEADS
     ):
         return
     is_part = type_name(node).endswith('Head') or any(

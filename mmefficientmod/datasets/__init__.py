@@ -1,13 +1,15 @@
-"""Checks of data, class folders, and generated miniatures of data sets."""
+"""Checks of data, class folders, own and generated data sets."""
 
 from .checks import DataError, check_data_exists
 from .folders import fit_classes
 from .mini import apply_mini
+from .own import apply_own
 from .samples import name_file_on_error
 
 __all__ = [
     'DataError',
     'apply_mini',
+    'apply_own',
     'check_data_exists',
     'fit_classes',
     'name_file_on_error',

@@ -87,7 +87,11 @@ def set_num_classes(cfg: Config, num_classes: int) -> None:
     """
     model = cfg.get('model') or ConfigDict()
     head = [n for n in walk(model.get('head')) if 'num_classes' in n]
-    if not head:
+    backbone = model.get('backbone') or {}
+    if not head and 'num_classes' in backbone:
+        # VGG and others of their time have the classifier in the backbone.
+        backbone['num_classes'] = num_classes
+    elif not head:
         raise ConfigError(
             f'{type_name(model.get("head")) or type_name(model)} has no '
             'num_classes to set to the number of class folders; take a config '

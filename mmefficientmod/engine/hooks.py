@@ -15,9 +15,10 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from mmefficientmod.checkpoint.loading import load_whole
+from mmefficientmod.checkpoint.loading import drop_classes, load_whole
 from mmefficientmod.checkpoint.reading import CheckpointError
 from mmefficientmod.config.nodes import add_hook
+from mmefficientmod.messages import list_some
 from mmefficientmod.models.layers import matmul
 from mmefficientmod.models.layers.deploy import switch_to_deploy
 from mmefficientmod.models.layers.fast_linear import use_fast_linear
@@ -34,13 +35,22 @@ class CheckpointCheckHook(Hook):
         path: Name of the file, for messages.
         classes: Names of the classes that the model must have been trained
             on. Default: any.
+        fine_tunes: Whether the layers of classes may have another number of
+            classes in the file. They are left out, and the log names them.
+            Default: False.
     """
 
+    priority = 'HIGH'  # before EMAHook takes the weights
+
     def __init__(
-        self, path: str, classes: Sequence[str] | None = None
+        self,
+        path: str,
+        classes: Sequence[str] | None = None,
+        fine_tunes: bool = False,
     ) -> None:
         self.path = path
         self.classes = classes
+        self.fine_tunes = fine_tunes
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Load the weights strictly. MMEngine then loads them once more.
@@ -61,7 +71,21 @@ class CheckpointCheckHook(Hook):
                 f'{", ".join(trained)}, and the data has '
                 f'{", ".join(self.classes)}'
             )
-        load_whole(_unwrap(runner.model), checkpoint, self.path)
+        model = _unwrap(runner.model)
+        left_out: list[str] = []
+        if self.fine_tunes:
+            left_out = drop_classes(
+                model, checkpoint.get('state_dict', checkpoint)
+            )
+        load_whole(model, checkpoint, self.path, left_out)
+        if left_out:
+            layers = dict.fromkeys(x.rpartition('.')[0] for x in left_out)
+            runner.logger.info(
+                f'{self.path} was trained on other classes'
+                + (f' ({list_some(trained)})' if trained else '')
+                + '; these layers are left out and start from new weights: '
+                + ', '.join(layers)
+            )
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
@@ -77,7 +101,10 @@ def _unwrap(model: nn.Module) -> nn.Module:
 
 
 def check_checkpoint(
-    cfg: Config, path: str, classes: Sequence[str] | None = None
+    cfg: Config,
+    path: str,
+    classes: Sequence[str] | None = None,
+    fine_tunes: bool = False,
 ) -> None:
     """Add a hook that refuses a checkpoint of another model.
 
@@ -85,12 +112,14 @@ def check_checkpoint(
         cfg: The config, changed in place.
         path: The checkpoint that the run loads.
         classes: As for :class:`CheckpointCheckHook`.
+        fine_tunes: As for :class:`CheckpointCheckHook`.
     """
     add_hook(
         cfg,
         type='mmefficientmod.CheckpointCheckHook',
         path=path,
         classes=classes,
+        fine_tunes=fine_tunes,
     )
 
 

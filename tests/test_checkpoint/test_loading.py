@@ -19,7 +19,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mmefficientmod import EfficientMod
 from mmefficientmod.checkpoint import reading
-from mmefficientmod.checkpoint.loading import load_strictly, load_whole
+from mmefficientmod.checkpoint.loading import (
+    drop_classes,
+    load_strictly,
+    load_whole,
+)
 from mmefficientmod.checkpoint.reading import (
     CheckpointError,
     read_checkpoint,
@@ -388,3 +392,32 @@ def test_message_of_a_misfit_is_made_of_sentences():
 
     model[0]._register_load_state_dict_pre_hook(refuse)
     assert message(model, weights) == 'no such version'
+
+
+def test_only_layers_with_another_number_of_outputs_are_dropped():
+    """Not those of the backbone, nor those that take other inputs."""
+
+    def model(width, classes):
+        parts = dict(
+            backbone=nn.Linear(4, width),
+            hidden=nn.Linear(width, 8),
+            fc_cls=nn.Linear(8, classes),
+        )
+        return nn.ModuleDict(parts)
+
+    weights = dict(model(4, 3).state_dict())
+    wrapped = {f'module.{name}': w for name, w in weights.items()}
+    new = model(4, 2)
+    for given in weights, wrapped:
+        kept = dict(given)
+        left_out = drop_classes(new, kept)
+        assert left_out == ['fc_cls.weight', 'fc_cls.bias']
+        load_whole(new, kept, 'c.pth', left_out)
+        assert_close(new['hidden'].weight, weights['hidden.weight'])
+        with pytest.raises(CheckpointError, match='lacks fc_cls.weight'):
+            load_whole(new, kept, 'c.pth')
+    other = model(6, 2)
+    kept = dict(weights)
+    left_out = drop_classes(other, kept)
+    with pytest.raises(CheckpointError, match='size mismatch for backbone'):
+        load_whole(other, kept, 'c.pth', left_out)

@@ -141,6 +141,12 @@ def test_binary_and_class_agnostic_heads_have_no_fault():
     assert check(cfg).errors == []
 
 
+def test_head_that_finds_edges_has_no_fault():
+    cfg = read('mmseg::stdc/stdc1_4xb12-80k_cityscapes-512x1024.py')
+    assert cfg.model.auxiliary_head[2].num_classes == 2
+    assert not any('num_classes' in text for text in check(cfg).errors)
+
+
 def test_classes_in_a_file_are_read(tmp_path):
     (tmp_path / 'classes.txt').write_text('cat\ndog\n')
     cfg = read(MASK_RCNN)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +9,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from mmefficientmod.atomic import write_folder
 from mmefficientmod.config.nodes import (
     LOADERS,
     ConfigError,
@@ -166,9 +164,6 @@ def apply_mini(cfg: Config, root: str = 'data/mini') -> None:
 def prepare(mini: Miniature, root: str) -> Path:
     """Write the miniature unless it exists.
 
-    It is written to a temporary folder and then renamed, so that neither an
-    interruption nor a second process leaves an incomplete one.
-
     Args:
         mini: The miniature.
         root: Folder of the miniatures.
@@ -179,22 +174,7 @@ def prepare(mini: Miniature, root: str) -> Path:
     Raises:
         OSError: If it cannot be written.
     """
-    folder = Path(root, mini.folder)
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix='.draft-', dir=folder.parent))
-    try:
-        mini.write(draft)
-        draft.chmod(0o755)  # mkdtemp makes it private
-        os.rename(draft, folder)
-    except OSError:
-        # The renaming fails if another process was faster.
-        if not folder.is_dir():
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return folder
+    return write_folder(Path(root, mini.folder), mini.write)
 
 
 def _shrink_sizes(cfg: Config, mini: Miniature) -> None:
