@@ -124,6 +124,7 @@ def check_data(
     if reports:
         reports[0].findings.add(preflight.findings)
         _add_duplicates(reports[0], seen)
+    preflight.files.forget()
     return reports
 
 

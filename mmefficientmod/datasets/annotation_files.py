@@ -2,7 +2,9 @@
 
 MMDetection's data sets and metrics read the same file, each for itself, by
 pycocotools. Inside :meth:`AnnotationFiles.shared` they get the content that
-was read and checked here.
+was read and checked here. ``--data`` reads the files first, to find its
+classes; the checks before the run use the same object, ``FILES``, and empty
+it.
 """
 
 from __future__ import annotations
@@ -16,17 +18,20 @@ from typing import Any
 
 from mmefficientmod.datasets.coco import CocoSummary, read_coco, summarise
 
+# Path, time of the last change in ns, and number of bytes.
+Key = tuple[str, int, int]
+
 
 class AnnotationFiles:
-    """The annotation files of a run."""
+    """Annotation files by their path; a changed file is read again."""
 
     def __init__(self) -> None:
-        self._contents: dict[str, dict[str, Any]] = {}
-        self._summaries: dict[str, CocoSummary] = {}
+        self._contents: dict[Key, dict[str, Any]] = {}
+        self._summaries: dict[Key, CocoSummary] = {}
 
     def __contains__(self, path: str | Path) -> bool:
         """Whether a file was read."""
-        return os.path.abspath(path) in self._contents
+        return _key(path) in self._contents
 
     def content(self, path: str | Path) -> dict[str, Any]:
         """Content of a file.
@@ -37,7 +42,7 @@ class AnnotationFiles:
         Raises:
             DataError: See :func:`~mmefficientmod.datasets.coco.read_coco`.
         """
-        key = os.path.abspath(path)
+        key = _key(path)
         if key not in self._contents:
             self._contents[key] = read_coco(path)
         return self._contents[key]
@@ -51,7 +56,7 @@ class AnnotationFiles:
         Raises:
             DataError: See :func:`~mmefficientmod.datasets.coco.read_coco`.
         """
-        key = os.path.abspath(path)
+        key = _key(path)
         if key not in self._summaries:
             self._summaries[key] = summarise(self.content(path), path)
         return self._summaries[key]
@@ -79,3 +84,14 @@ class AnnotationFiles:
     def forget(self) -> None:
         """Free the memory of the contents."""
         self._contents.clear()
+
+
+def _key(path: str | Path) -> Key:
+    try:
+        found = os.stat(path)
+    except OSError:  # the reader says what is wrong
+        return os.path.abspath(path), 0, 0
+    return os.path.abspath(path), found.st_mtime_ns, found.st_size
+
+
+FILES = AnnotationFiles()

@@ -30,7 +30,7 @@ from mmefficientmod.config.nodes import (
 )
 from mmefficientmod.config.toolbox import default_scope
 from mmefficientmod.datasets import DataError, name_file_on_error
-from mmefficientmod.datasets.annotation_files import AnnotationFiles
+from mmefficientmod.datasets.annotation_files import FILES
 from mmefficientmod.datasets.built import check_built, explain_empty
 from mmefficientmod.datasets.checks import (
     check_paths,
@@ -78,7 +78,7 @@ class Preflight:
         self.left_out = drop_half_loops(cfg, mode) if mode != 'all' else []
         self.loaders = [name for name in MODES[mode] if cfg.get(name)]
         self.findings = Findings()
-        self.files = AnnotationFiles()
+        self.files = FILES
         self.datasets: dict[str, Any] = {}
         self.evaluators: dict[str, Evaluator] = {}
 

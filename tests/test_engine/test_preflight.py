@@ -1,5 +1,6 @@
 """What is wrong with a user's data, said before the first iteration."""
 
+import builtins
 import json
 
 import numpy as np
@@ -19,6 +20,7 @@ from small_data import (
 
 from mmefficientmod import swap_backbone
 from mmefficientmod.datasets import DataError
+from mmefficientmod.datasets.own import apply_own
 from mmefficientmod.engine.preflight import Preflight
 from mmefficientmod.engine.runner import build_runner
 
@@ -322,30 +324,42 @@ def test_test_set_without_annotations(tmp_path):
     look(cfg, 'test')
 
 
-def test_each_annotation_file_is_read_once(tmp_path, monkeypatch):
+@pytest.fixture
+def opened(monkeypatch):
+    """Paths of the files that Python opens as text, as to parse them."""
+    paths = []
+    real = builtins.open
+
+    def counting(path, mode='r', *args, **kwargs):
+        if 'b' not in mode:
+            paths.append(str(path))
+        return real(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, 'open', counting)
+    return paths
+
+
+def test_each_annotation_file_is_read_once(tmp_path, opened):
     write_coco(tmp_path)
     cfg = coco_config(MASK_RCNN, tmp_path)
     cfg = swap_backbone(cfg, 'efficientmod_xxs')
     cfg.work_dir = str(tmp_path / 'run')
     cfg.default_hooks.pop('visualization')
-    opened = []
-    import builtins
-
-    real = builtins.open
-
-    def counting(path, *args, **kwargs):
-        opened.append(str(path))
-        return real(path, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, 'open', counting)
     preflight = look(cfg)
     runner = build_runner(cfg)
     preflight.hand_over(runner)
-    assert (
-        runner.train_loop.dataloader.dataset.wrapped
-        is (preflight.datasets['train_dataloader'])
-    )
+    train = preflight.datasets['train_dataloader']
+    assert runner.train_loop.dataloader.dataset.wrapped is train
     assert runner.val_loop.evaluator is preflight.evaluators['val_evaluator']
+    for split in ('train', 'val'):
+        assert opened.count(str(tmp_path / f'{split}.json')) == 1
+
+
+def test_annotation_file_of_a_folder_is_read_once(tmp_path, opened):
+    write_coco(tmp_path)
+    cfg = coco_config(MASK_RCNN, tmp_path)
+    apply_own(cfg, str(tmp_path), trains=True)
+    look(cfg)
     for split in ('train', 'val'):
         assert opened.count(str(tmp_path / f'{split}.json')) == 1
 

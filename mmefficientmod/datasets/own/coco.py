@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mmefficientmod.atomic import write_folder
+from mmefficientmod.datasets.annotation_files import FILES
 from mmefficientmod.datasets.checks import DataError
-from mmefficientmod.datasets.coco import has_mask, read_coco, summarise
+from mmefficientmod.datasets.coco import has_mask, summarise
 from mmefficientmod.messages import list_some
 
 from .layout import (
@@ -146,7 +147,7 @@ def read_files(
     sources = {**files}
     if '' in sources:
         path = sources.pop('')
-        content = read_coco(path)
+        content = FILES.content(path)
         whole = _read(reader, '', path, content)
         parts = _divide(reader.changed.pop('', content), path)
         for split, part in zip(('train', 'val'), parts, strict=True):
@@ -162,7 +163,7 @@ def read_files(
         )
     for split in SPLITS:
         if split in sources:
-            content = read_coco(sources[split])
+            content = FILES.content(sources[split])
             if split == 'test' and not content.get('annotations'):
                 reader.notes.append(
                     f'{sources[split].name} has no annotations and is not used'
