@@ -17,7 +17,8 @@ from mmengine.logging import MMLogger
 from torch.testing import assert_close
 
 from mmefficientmod import EfficientMod, cli
-from mmefficientmod.apis.inference import build_inferencer, draw_predictions
+from mmefficientmod.apis.inference import build_inferencer
+from mmefficientmod.apis.predicting import predict_files
 from mmefficientmod.datasets import DataError
 from mmefficientmod.models.backbones import efficientmod
 from mmefficientmod.models.layers import matmul
@@ -103,8 +104,8 @@ def test_segmentation_is_trained_tested_and_drawn(
     assert len(drawn) == 1
     assert cv2.imread(str(drawn[0])).shape[1] >= 128
     printed = capsys.readouterr().out
-    assert str(drawn[0]) in printed
-    assert printed.count('Loads checkpoint') == 1
+    assert printed.splitlines()[-1] == str(drawn[0])
+    assert 'checkpoint' not in printed  # but for errors
 
 
 def test_inference_from_python(checkpoint, workplace):
@@ -115,10 +116,8 @@ def test_inference_from_python(checkpoint, workplace):
     inferencer = build_inferencer(CONFIG, checkpoint, device='cpu')
     result = inferencer(paths[0], return_datasamples=True)
     assert result.pred_sem_seg.data.shape == (1, 96, 128)
-    first = draw_predictions(inferencer, paths[:1], 'drawn')
-    second = draw_predictions(inferencer, paths[1:], 'drawn')
-    # Files of an earlier call are not listed again.
-    assert [x.name for x in (*first, *second)] == paths
+    drawn = predict_files(inferencer, paths, 'drawn')
+    assert [path.name for path in drawn] == paths
 
 
 # The smallest model, two images and one epoch.
@@ -161,9 +160,12 @@ def test_detection_is_trained_tested_and_drawn(tool, workplace, capsys):
     (drawn,) = tool('predict').main([*argv, '--out', 'drawn', *options])
     assert cv2.imread(str(drawn)).shape == (64, 96, 3)
     assert str(drawn) in capsys.readouterr().out
-    (unsure,) = tool('predict').main(
-        [*argv, '--out', 'unsure', '--score-thr', '0', *options]
+    unsure, _, objects = tool('predict').main(
+        [*argv, '--out', 'unsure', '--score-thr', '0', '--save', 'both']
+        + options
     )
+    (found, *_) = json.loads(objects.read_text())
+    assert found['segmentation']['size'] == [64, 96]
     assert (cv2.imread(str(unsure)) != cv2.imread(str(drawn))).any()
 
 
@@ -507,6 +509,16 @@ def test_checkpoint_of_another_variant_is_refused(
             'predict',
             [CONFIG, 'no.pth', 'x.jpg', '--score-thr', '0.1'],
             '--score-thr is for detectors',
+        ),
+        (
+            'predict',
+            [CONFIG, 'no.pth', 'x.jpg', '--save', 'json'],
+            'whose predictions are written by --save png',
+        ),
+        (
+            'predict',
+            [CONFIG, 'no.pth', 'x.jpg', '--batch-size', '0'],
+            '--batch-size must be 1 or more',
         ),
     ],
 )

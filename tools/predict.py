@@ -1,4 +1,4 @@
-"""Draw the predictions of a trained model on images."""
+"""Predict on images, videos or a camera; draw or save the predictions."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmefficientmod import cli
-from mmefficientmod.apis.inference import (
-    build_inferencer,
-    check_images,
-    draw_predictions,
+from mmefficientmod.apis.inference import build_inferencer, toolbox_of
+from mmefficientmod.apis.inputs import SUFFIXES, find_sources
+from mmefficientmod.apis.outputs import folders
+from mmefficientmod.apis.predicting import (
+    IMAGE,
+    SAVES,
+    check_save,
+    predict_files,
 )
 from mmefficientmod.checkpoint.reading import check_exists
 from mmefficientmod.config.nodes import ConfigError
@@ -22,14 +26,40 @@ from mmefficientmod.models.layers.fast_linear import use_fast_linear
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.config_arguments(__doc__)
     parser.add_argument('checkpoint', help='checkpoint of the whole model')
-    parser.add_argument('images', nargs='+', help='image files')
-    parser.add_argument('--out', default='outputs', help='folder to draw to')
+    parser.add_argument(
+        'inputs',
+        nargs='+',
+        metavar='input',
+        help='an image, a video, a folder, a pattern such as '
+        '"photos/**/*.jpg" in quotes, the number of a camera such as 0, or '
+        f'its file. Folders and patterns are searched for {SUFFIXES}',
+    )
+    parser.add_argument(
+        '--out',
+        default='outputs',
+        help='folder to write to (default: outputs)',
+    )
+    parser.add_argument(
+        '--save',
+        choices=SAVES,
+        default=IMAGE,
+        help='image: drawings; json: the predictions of a detector, in '
+        "COCO's format; png: the label maps of a segmentor; csv: the scores "
+        'of a classifier; both: drawings and predictions (default: image)',
+    )
     parser.add_argument(
         '--score-thr',
         type=float,
         metavar='SCORE',
-        help='least score of a box that is drawn, for detectors '
-        '(default: 0.3)',
+        help='least score of an object of a detector (default: 0.3 in '
+        'drawings, none in the file)',
+    )
+    parser.add_argument(
+        '--batch-size',
+        type=int,
+        default=1,
+        metavar='N',
+        help='predict on N images of the same size at once (default: 1)',
     )
     parser.add_argument('--device', help='such as cpu or cuda:0')
     cli.add_data_argument(parser)
@@ -41,19 +71,34 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> list[Path]:
     args = parse_args(argv)
+    if args.batch_size < 1:
+        raise ConfigError('--batch-size must be 1 or more')
     matmul.use_library(args.matmul)
     cfg = cli.load_chosen_config(args)
     apply_options(cfg, args.cfg_options)
-    if args.score_thr is not None and cfg.get('default_scope') != 'mmdet':
+    scope = toolbox_of(cfg)
+    check_save(args.save, scope)
+    if args.score_thr is not None and scope != 'mmdet':
         raise ConfigError('--score-thr is for detectors')
     check_exists(args.checkpoint)
-    check_images(args.images)  # before the model is built, which takes long
+    # Before the model is built, which takes long.
+    sources = find_sources(args.inputs, folders(args.out))
     inferencer = build_inferencer(cfg, args.checkpoint, args.device)
     if args.fast_linear:
         use_fast_linear(inferencer.model)
-    drawn = draw_predictions(inferencer, args.images, args.out, args.score_thr)
-    print('\n'.join(map(str, drawn)))
-    return drawn
+    paths = []
+    for path in predict_files(
+        inferencer,
+        sources,
+        args.out,
+        args.save,
+        args.score_thr,
+        args.batch_size,
+    ):
+        # A name may have bytes that are no characters.
+        print(str(path).encode(errors='replace').decode(), flush=True)
+        paths.append(path)
+    return paths
 
 
 if __name__ == '__main__':

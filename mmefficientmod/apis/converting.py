@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmefficientmod.apis.class_names import dataset_meta
 from mmefficientmod.atomic import atomic_write
 from mmefficientmod.checkpoint.loading import load_strictly
 from mmefficientmod.checkpoint.reading import (
@@ -379,13 +380,8 @@ def describe(checkpoint: Any, path: str, source: str) -> dict[str, Any]:
     old = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
     old = old if isinstance(old, Mapping) else {}
     meta: dict[str, Any] = {}
-    # mmcv 1 wrote `CLASSES` and `PALETTE`; MMEngine's inferencers read them
-    # from `dataset_meta`.
-    dataset = old.get('dataset_meta') or {
-        name: old[name.upper()]
-        for name in ('classes', 'palette')
-        if old.get(name.upper())
-    }
+    # Where MMEngine's inferencers read names of classes.
+    dataset = dataset_meta(checkpoint)
     if dataset and _is_plain(dataset):
         meta['dataset_meta'] = dataset
     first = ('source', 'source_sha256', 'source_weights', 'mmefficientmod')

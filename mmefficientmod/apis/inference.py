@@ -1,40 +1,102 @@
-"""Predictions of a trained model on images.
+"""Building what predicts: the inferencer of a toolbox, for any config.
 
 For example::
 
-    from mmefficientmod.apis.inference import (
-        build_inferencer,
-        draw_predictions,
-    )
+    from mmefficientmod.apis.inference import build_inferencer
+    from mmefficientmod.apis.predicting import predict_files
 
     inferencer = build_inferencer(
         'mmefficientmod::seg/fpn_efficientmod_s_ade20k.py',
         'work_dirs/fpn_efficientmod_s_ade20k/iter_40000.pth',
     )
     result = inferencer('photo.jpg', return_datasamples=True)
-    files = draw_predictions(inferencer, ['photo.jpg'], 'outputs')
+    for path in predict_files(inferencer, ['photos', 'clip.mp4'], 'outputs'):
+        print(path)
 """
 
 from __future__ import annotations
 
+import copy
+import time
+import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import cv2
-from mmengine.config import Config
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
 from mmengine.logging import MMLogger
-from mmengine.registry import init_default_scope
+from mmengine.registry import VISUALIZERS, init_default_scope
 
+from mmefficientmod.apis.class_names import (
+    Classes,
+    class_of,
+    count_classes,
+    dataset_meta,
+    find_classes,
+)
 from mmefficientmod.checkpoint.entry import protect
 from mmefficientmod.checkpoint.loading import load_whole
 from mmefficientmod.checkpoint.reading import read_checkpoint, select_weights
 from mmefficientmod.config.files import TOOLBOXES, load_config
-from mmefficientmod.config.nodes import ConfigError, dataset_dicts
+from mmefficientmod.config.nodes import ConfigError, dataset_dicts, type_name
 from mmefficientmod.config.toolbox import import_toolbox
-from mmefficientmod.datasets import DataError
 from mmefficientmod.datasets.folders import has_class_folders, set_num_classes
 from mmefficientmod.engine.console import drop_noise
+
+LOADER = 'LoadImageFromFile'
+# For configs that describe neither a test nor a validation.
+USUAL_PIPELINES: dict[str, list[dict[str, Any]]] = {
+    'mmdet': [
+        dict(type=LOADER),
+        dict(type='Resize', scale=(1333, 800), keep_ratio=True),
+        dict(type='PackDetInputs'),
+    ],
+    'mmseg': [dict(type=LOADER), dict(type='PackSegInputs')],
+    'mmpretrain': [
+        dict(type=LOADER),
+        dict(type='ResizeEdge', scale=256, edge='short'),
+        dict(type='CenterCrop', crop_size=224),
+        dict(type='PackInputs'),
+    ],
+}
+# A data set without files, which the inferencers ask for names of classes.
+EMPTY_DATASETS = {
+    'mmdet': 'BaseDetDataset',
+    'mmseg': 'BaseSegDataset',
+    'mmpretrain': 'BaseDataset',
+}
+DRAWERS = {
+    'mmdet': 'DetLocalVisualizer',
+    'mmseg': 'SegLocalVisualizer',
+    'mmpretrain': 'UniversalVisualizer',
+}
+# What the inferencers say about weights and names that they do not know yet.
+WARNINGS = (
+    'Checkpoint is not loaded', 'weights is None', 'palette does not exist',
+)  # fmt: skip
+
+
+def toolbox_of(cfg: Config) -> str:
+    """The toolbox that a config belongs to.
+
+    A pure-Python config may have no ``default_scope``; then it is that of the
+    class of its model.
+
+    Raises:
+        ConfigError: If it is none of those that can predict.
+    """
+    scope = cfg.get('default_scope')
+    kind = (cfg.get('model') or {}).get('type')
+    if not scope and kind is not None:
+        name = kind if isinstance(kind, str) else kind.__module__
+        scope = name.partition('.')[0]
+    if scope not in TOOLBOXES:
+        raise ConfigError(
+            f'only configs of {", ".join(TOOLBOXES)} can predict, and this '
+            f'one has default_scope={cfg.get("default_scope")!r}'
+        )
+    return scope
 
 
 def build_inferencer(
@@ -42,8 +104,12 @@ def build_inferencer(
 ) -> Any:
     """The inferencer of the toolbox that a config belongs to.
 
+    The config needs no visualizer and no part for the test; see
+    :func:`find_pipeline`. Names and colours of the classes are those of
+    :func:`~mmefficientmod.apis.class_names.find_classes`.
+
     Args:
-        config: A config, its path, or ``package::path``; changed in place.
+        config: A config, its path, or ``package::path``.
         checkpoint: Path or URL of a checkpoint of the whole model.
         device: Where to run, such as ``'cpu'`` or ``'cuda:0'``. Default: a
             GPU if there is one.
@@ -52,124 +118,171 @@ def build_inferencer(
         ``DetInferencer`` of MMDetection, ``MMSegInferencer`` of
         MMSegmentation or ``ImageClassificationInferencer`` of MMPretrain.
         Called with a path or a BGR array ``(H, W, 3)``, or a list of them, it
-        predicts; its documentation lists the options.
+        predicts; its documentation lists the options. It keeps all results
+        in memory; :func:`~mmefficientmod.apis.predicting.predict_files` does
+        not.
 
     Raises:
         CheckpointError: If the checkpoint cannot be read or is of another
             model.
-        ConfigError: If the config does not exist, or its toolbox has no
-            inferencer or is not installed.
+        ConfigError: If the config does not exist, its toolbox has no
+            inferencer or is not installed, its test does not load images, or
+            the device does not exist.
     """
-    cfg = load_config(config) if isinstance(config, str) else config
-    scope = cfg.get('default_scope')
-    if scope not in TOOLBOXES:
-        raise ConfigError(
-            f'only configs of {", ".join(TOOLBOXES)} can predict, and this '
-            f'one has default_scope={scope!r}'
-        )
+    given = load_config(config) if isinstance(config, str) else config
+    cfg = copy.deepcopy(given)
+    scope = toolbox_of(cfg)
     import_toolbox(scope)
     init_default_scope(scope)
     drop_noise(MMLogger.get_current_instance())
-    if cfg.get('visualizer'):
-        cfg.visualizer.vis_backends = None  # the inferencer writes the files
-    protect()  # the inferencer reads the file once more, by MMEngine
+    protect()  # parts of a model may read files of their own
+    device = device or get_device()
+    _check_device(device)
     content = read_checkpoint(checkpoint)
     weights, _ = select_weights(content, checkpoint)
-    meta = (content.get('meta') or {}).get('dataset_meta') or {}
-    if scope == 'mmseg':
-        inferencer = _segmentation(cfg, checkpoint, device, meta)
-    elif scope == 'mmdet':
-        from mmdet.apis import DetInferencer
-
-        inferencer = DetInferencer(cfg, checkpoint, device=device)
-    else:
-        inferencer = _classification(cfg, checkpoint, device, meta)
-    # The inferencer loads the weights that fit and only warns of the others.
+    meta = dataset_meta(content)
+    # The folders of the training may be missing here, so the number of
+    # classes is that of the checkpoint.
+    if scope == 'mmpretrain' and has_class_folders(cfg):
+        names = meta.get('classes')
+        if isinstance(names, Sequence) and names:
+            set_num_classes(cfg, len(names))
+    cfg.test_dataloader = ConfigDict(
+        dataset=dict(
+            type=EMPTY_DATASETS[scope],
+            lazy_init=True,
+            pipeline=find_pipeline(cfg, scope),
+        )
+    )
+    cfg.visualizer = _visualizer(cfg, scope)
+    with warnings.catch_warnings():
+        for message in WARNINGS:
+            warnings.filterwarnings('ignore', message)
+        inferencer = _INFERENCERS[scope](cfg, device)
+    # The inferencers load the weights that fit and only warn of the others.
     load_whole(inferencer.model, weights, checkpoint)
+    classes = find_classes(given, meta, count_classes(inferencer.model))
+    if classes.remark:
+        MMLogger.get_current_instance().warning(classes.remark)
+    _name_classes(inferencer, classes, scope)
     return inferencer
 
 
-def _segmentation(
-    cfg: Config, checkpoint: str, device: str | None, meta: Mapping[str, Any]
-) -> Any:
-    from mmseg.apis import MMSegInferencer
-    from mmseg.registry import DATASETS
-
-    # Without classes and palette, it draws those of Cityscapes.
-    dataset = next(dataset_dicts(cfg, 'test_dataloader'))
-    meta = meta or DATASETS.get(dataset['type']).METAINFO
-    return MMSegInferencer(
-        cfg, checkpoint, meta['classes'], meta['palette'], device=device
-    )
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f'the device {device} cannot be used here '
+            f'({str(error).splitlines()[0]}); --device cpu always can'
+        ) from error
 
 
-def _classification(
-    cfg: Config, checkpoint: str, device: str | None, meta: Mapping[str, Any]
-) -> Any:
-    from mmpretrain.apis import ImageClassificationInferencer
+def find_pipeline(cfg: Config, scope: str) -> list[ConfigDict]:
+    """The steps from the file of an image to the input of the model.
 
-    # The folders of the training may be missing here, so the number of
-    # classes is that of the checkpoint.
-    if has_class_folders(cfg) and meta.get('classes'):
-        set_num_classes(cfg, len(meta['classes']))
-    return ImageClassificationInferencer(cfg, checkpoint, device=device)
-
-
-def check_images(images: Sequence[str]) -> None:
-    """Raise if a file is no image.
+    They are those of the test, else of the validation, else of a variable
+    ``test_pipeline``, else the usual ones of the toolbox. Steps before the
+    image is loaded, and those that load annotations, are left out.
 
     Args:
-        images: Paths.
+        cfg: The config.
+        scope: Name of the toolbox.
 
     Raises:
-        DataError: Naming the first file that OpenCV cannot read.
+        ConfigError: If no step loads an image by ``LoadImageFromFile``.
     """
-    for image in images:
-        if not Path(image).is_file() or cv2.imread(image) is None:
-            raise DataError(f'{image} is no image that can be read')
+    pipelines = [
+        dataset.get('pipeline')
+        for name in ('test_dataloader', 'val_dataloader')
+        for dataset in dataset_dicts(cfg, name)
+    ]
+    pipelines += [cfg.get('test_pipeline'), cfg.get('val_pipeline')]
+    steps = next((p for p in pipelines if p), None)
+    if steps is None:
+        steps = USUAL_PIPELINES[scope]
+        MMLogger.get_current_instance().warning(
+            'the config describes neither a test nor a validation; images '
+            'are prepared by '
+            + ', '.join(
+                type_name(step)
+                + ''.join(f' {k}={step[k]}' for k in step if k != 'type')
+                for step in steps
+            )
+        )
+    names = [type_name(step) for step in steps]
+    if LOADER not in names:
+        raise ConfigError(
+            f'the test of the config does not load its images by {LOADER}, '
+            f'but its steps are {", ".join(names)}; it cannot predict on '
+            'image files'
+        )
+    first = names.index(LOADER)
+    # The inferencers look for the name, not for the class that pure-Python
+    # configs have here.
+    loader = ConfigDict(copy.deepcopy(steps[first]), type=LOADER)
+    rest = [
+        ConfigDict(copy.deepcopy(step))
+        for step in steps[first + 1 :]
+        if 'Annotation' not in type_name(step)
+    ]
+    return [loader, *rest]
 
 
-def draw_predictions(
-    inferencer: Any,
-    images: Sequence[str],
-    out: str = 'outputs',
-    score_thr: float | None = None,
-) -> list[Path]:
-    """Predict on images and draw the results.
+def _visualizer(cfg: Config, scope: str) -> ConfigDict:
+    """The config's visualizer if it draws predictions, else the usual one.
 
-    Args:
-        inferencer: From :func:`build_inferencer`.
-        images: Paths of the images; :func:`check_images` checks them.
-        out: Folder to draw to; made if it does not exist.
-        score_thr: Least score of a box that is drawn, for detectors.
-            Default: that of MMDetection, 0.3.
-
-    Returns:
-        Paths of the drawings.
+    It writes no files: :mod:`mmefficientmod.apis.outputs` does.
     """
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    # MMPretrain calls the argument for the folder `show_dir`; MMDetection and
-    # MMSegmentation call it `out_dir`.
-    classifies = type(inferencer).__module__.startswith('mmpretrain')
-    options: dict[str, Any] = {'show_dir' if classifies else 'out_dir': out}
-    if score_thr is not None:
-        options['pred_score_thr'] = score_thr
-    before = _drawings(folder)
-    inferencer(list(images), **options)
-    after = _drawings(folder)
-    return sorted(p for p in after if before.get(p) != after[p])
+    usual = ConfigDict(type=DRAWERS[scope])
+    given = cfg.get('visualizer')
+    if not isinstance(given, Mapping):
+        return usual
+    cls = class_of(VISUALIZERS, given)
+    drawer = class_of(VISUALIZERS, usual)
+    if not isinstance(cls, type) or not issubclass(cls, drawer):
+        return usual
+    options = {k: v for k, v in given.items() if k != 'name'}
+    return ConfigDict(options, vis_backends=None)
 
 
-def _drawings(folder: Path) -> dict[Path, int]:
-    """The drawings in a folder, and when each was written.
+def _detection(cfg: Config, device: str) -> Any:
+    from mmdet.apis import DetInferencer
 
-    Their format is that of the image. Label maps and predictions, in
-    ``pred`` and ``preds``, are no drawings.
-    """
-    return {
-        path: path.stat().st_mtime_ns
-        for path in folder.rglob('*')
-        if path.is_file()
-        and path.relative_to(folder).parts[0] not in ('pred', 'preds')
-    }
+    return DetInferencer(cfg, device=device)
+
+
+def _segmentation(cfg: Config, device: str) -> Any:
+    from mmseg.apis import MMSegInferencer
+
+    return MMSegInferencer(cfg, device=device)
+
+
+def _classification(cfg: Config, device: str) -> Any:
+    from mmpretrain.apis import ImageClassificationInferencer
+
+    inferencer = ImageClassificationInferencer(cfg, False, device=device)
+    # Visualizers of the same name are one object in a process.
+    options = dict(cfg.visualizer, name=f'predict {time.time_ns()}')
+    inferencer.visualizer = VISUALIZERS.build(options)
+    return inferencer
+
+
+_INFERENCERS = {
+    'mmdet': _detection,
+    'mmseg': _segmentation,
+    'mmpretrain': _classification,
+}
+
+
+def _name_classes(inferencer: Any, classes: Classes, scope: str) -> None:
+    # Without names, MMDetection draws `class 0` and so on by itself.
+    meta: dict[str, Any] = dict(classes=None, palette='random')
+    if classes.names:
+        meta = dict(classes=classes.names, palette=classes.palette)
+    inferencer.model.dataset_meta = meta
+    inferencer.visualizer.dataset_meta = dict(meta)
+    if scope == 'mmseg':
+        inferencer.visualizer.set_dataset_meta(**meta)
+    if scope == 'mmpretrain':
+        inferencer.classes = list(classes.names) or None
