@@ -36,7 +36,7 @@ KINDS = dict(
     missing='{} do not exist',
     wide='{} have labels below 0 or above 255, which MMSegmentation reads '
     'modulo 256; renumber them',
-    image='{} belong to images that cannot be read',
+    image='{} cannot be read',
     unreadable='{} cannot be read as images',
 )
 # What may be right, and a user should look at.
@@ -52,8 +52,8 @@ class PairSummary:
 
     Attributes:
         number: How many pairs were looked at.
-        found: Masks by what is wrong with them, a key of ``KINDS`` or
-            ``DOUBTS``.
+        found: Masks, or images for ``'image'``, by what is wrong with them,
+            a key of ``KINDS`` or ``DOUBTS``.
     """
 
     number: int = 0
@@ -81,7 +81,7 @@ class PairSummary:
             except DataError:
                 kinds.append('image')
         for kind in kinds:
-            self._add(kind, mask)
+            self._add(kind, image if kind == 'image' else mask)
 
     def _add(self, kind: str, mask: str) -> None:
         self.found.setdefault(kind, []).append(mask)
@@ -101,8 +101,9 @@ class PairSummary:
             for kind, text in kinds.items():
                 masks = self.found.get(kind)
                 if masks:
+                    what = 'images' if kind == 'image' else 'masks'
                     some = (
-                        f'{len(masks)} of {self.number} masks '
+                        f'{len(masks)} of {self.number} {what} '
                         f'({list_some(masks, 2)})'
                     )
                     sentences.append(f'{owner}: {text.format(some)}')

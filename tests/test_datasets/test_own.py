@@ -289,6 +289,40 @@ def test_images_and_masks_are_paired(layout, expected, printed):
     assert '1 images have no mask' in ' '.join(printed)
 
 
+@pytest.mark.parametrize(
+    ('labels', 'classes'),
+    [
+        ((0, 3, 2, 21), ('building', 'sky', 'car')),
+        ((0, 1, 2), ('class 0', 'class 1', 'class 2')),
+        ((0, 50, 100, 150), ('class 0', 'class 50', 'class 100', 'class 150')),
+    ],
+)
+def test_labels_of_ade20k_are_named(labels, classes, printed):
+    write_pairs(LAYOUTS['ade20k'], labels=labels)
+    cfg = apply(SEG)
+    dataset = build(cfg, 'train_dataloader')
+    assert dataset.metainfo['classes'] == classes
+    assert cfg.model.decode_head.num_classes == len(classes)
+    is_ade = 'building' in classes
+    assert labels_of(cfg) == [*range(len(classes)), *[255] * is_ade]
+    assert ("taken for ADE20K's" in ' '.join(printed)) == is_ade
+
+
+def test_all_labels_of_ade20k_stay_as_they_are(printed):
+    write_pairs(LAYOUTS['ade20k'], labels=tuple(range(64)))
+    for number, first in enumerate((60, 87)):
+        for split in ('training', 'validation'):
+            write_mask(
+                f'mine/annotations/{split}/{number}.png',
+                range(first, first + 64),
+            )
+    cfg = apply(SEG)
+    names = build(cfg, 'train_dataloader').metainfo['classes']
+    assert (len(names), names[0], names[149]) == (150, 'wall', 'flag')
+    assert labels_of(cfg) == [*range(59, 123)]  # 60 to 123 in the file
+    assert not list(Path('data/own').rglob('*.png'))
+
+
 def test_lists_of_files_divide_masks(printed):
     write_pairs(LAYOUTS['no splits'], count=5)
     folder = Path('mine/ImageSets/Segmentation')

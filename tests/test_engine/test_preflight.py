@@ -559,7 +559,7 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
     write_masks(tmp_path)
     (tmp_path / 'img_dir/val/2.jpg').write_text('hello')
     message = errors(mask_config(tmp_path))
-    assert 'val/2.png) belong to images that cannot be read' in message
+    assert 'img_dir/val/2.jpg) cannot be read' in message
 
 
 def test_error_in_any_step_names_the_file(tmp_path):

@@ -33,7 +33,15 @@ from .layout import (
     stamp,
     words,
 )
-from .names import Names, palette, read_names
+from .mask_files import (
+    Mask,
+    first_channel,
+    is_sparse,
+    labels_of,
+    look_at_some,
+    read_mask,
+)
+from .names import ADE20K, Names, ade20k_names, palette, read_names
 
 # Folders of masks of instances, and of drawings of masks.
 NO_MASKS = re.compile('segmentation(object|classvisualization)', re.I)
@@ -47,21 +55,6 @@ VOID = (224, 224, 192)  # the borders of objects in Pascal VOC
 SAMPLE = 200  # masks that are looked at
 Pair = tuple[str, str]
 Convert = Callable[[Path], np.ndarray]
-
-
-@dataclass(frozen=True)
-class _Mask:
-    """What a mask of the sample is like.
-
-    Attributes:
-        labels: Its labels; empty for a mask in colour.
-        coloured: Whether it has colours, in its pixels or in a palette.
-        grey: Whether it has several equal channels.
-    """
-
-    labels: frozenset[int]
-    coloured: bool = False
-    grey: bool = False
 
 
 def find_masks(root: Path) -> OwnData | None:
@@ -94,9 +87,17 @@ def find_masks(root: Path) -> OwnData | None:
     folders = [root, *_folders_of(root, masks)]
     names = read_names(folders)
     _refuse_jpeg(root, masks)
-    sample = _sample(root, masks, SAMPLE)
-    if names is None and _is_sparse(_labels_of(sample)):
-        sample = _sample(root, masks, len(masks))
+    sample = look_at_some(root, masks, SAMPLE)
+    if names is None and is_sparse(labels_of(sample)):
+        sample = look_at_some(root, masks, len(masks))
+    if names is None and not any(mask.coloured for mask in sample.values()):
+        names = ade20k_names(labels_of(sample), masks)
+        if names:
+            notes.append(
+                "the labels are taken for ADE20K's, which the layout of the "
+                f'folder and their numbers suggest; if not, write {root}'
+                '/classes.csv'
+            )
     convert = _conversion(root, sample, names, notes)
     classes, ignores_zero = _classes(root, sample, convert, names, notes)
     listed = _write(root, splits, convert)
@@ -232,58 +233,14 @@ def _refuse_jpeg(root: Path, masks: Sequence[str]) -> None:
             )
 
 
-def _labels_of(sample: Mapping[str, _Mask]) -> list[int]:
-    """Labels that occur, but for the ignored one."""
-    labels = {x for mask in sample.values() for x in mask.labels}
-    return sorted(labels - {IGNORED})
-
-
-def _is_sparse(labels: Sequence[int]) -> bool:
-    """Whether most numbers up to the largest label are no labels."""
-    return bool(labels) and 2 * len(labels) <= labels[-1]
-
-
-def _sample(root: Path, masks: Sequence[str], number: int) -> dict[str, _Mask]:
-    """Look at so many masks spread over all, the same ones each time."""
-    step = max(1, len(masks) // number)
-    chosen = masks[::step]
-    with ThreadPoolExecutor() as pool:
-        looks = pool.map(lambda name: _look(root / name), chosen)
-        return dict(zip(chosen, looks, strict=True))
-
-
-def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """A mask ``(H, W)`` or ``(H, W, C)``, and its palette ``(N, 3)``."""
-    try:
-        with Image.open(path) as image:
-            colours = image.getpalette() if image.mode == 'P' else None
-            pixels = np.array(image)
-    except (OSError, SyntaxError) as error:
-        raise DataError(f'{path} cannot be read: {error}') from error
-    return pixels, np.reshape(colours, (-1, 3)) if colours else None
-
-
-def _look(path: Path) -> _Mask:
-    pixels, colours = _read(path)
-    if pixels.ndim == 3:
-        # The last of two or four channels is transparency.
-        channels = pixels[..., : 3 if pixels.shape[2] > 2 else 1]
-        if (channels != channels[..., :1]).any():
-            return _Mask(frozenset(), coloured=True)
-        values = np.unique(channels).tolist()
-        return _Mask(frozenset(values), grey=True)
-    labels = frozenset(np.unique(pixels).astype(int).tolist())
-    return _Mask(labels, coloured=colours is not None)
-
-
 def _conversion(
     root: Path,
-    sample: Mapping[str, _Mask],
+    sample: Mapping[str, Mask],
     names: Names | None,
     notes: list[str],
 ) -> Convert | None:
     """How masks become label maps; None if they are such."""
-    labels = _labels_of(sample)
+    labels = labels_of(sample)
     ignored = any(IGNORED in mask.labels for mask in sample.values())
     if not labels and ignored:
         raise DataError(
@@ -329,7 +286,7 @@ def _conversion(
             f'{list_some(dropped, 16)}'
         )
         return _ByLabel(given)
-    if names is None and _is_sparse(labels):
+    if names is None and is_sparse(labels):
         notes.append(
             f'the labels {list_some(labels, 16)} were numbered anew, to '
             f'{_place(root)}'
@@ -340,7 +297,7 @@ def _conversion(
             'the masks have several equal channels; one of them was written '
             f'to {_place(root)}'
         )
-        return _first_channel
+        return first_channel
     return None
 
 
@@ -348,13 +305,8 @@ def _place(root: Path) -> str:
     return f'data/own/{root.resolve().name}-...'
 
 
-def _first_channel(path: Path) -> np.ndarray:
-    pixels, _ = _read(path)
-    return pixels if pixels.ndim == 2 else pixels[..., 0]
-
-
 def _binary_to_labels(path: Path) -> np.ndarray:
-    pixels = _first_channel(path)
+    pixels = first_channel(path)
     wrong = pixels[(pixels != 0) & (pixels != 255)]
     if wrong.size:
         raise DataError(
@@ -371,7 +323,7 @@ class _ByColour:
     names: Names
 
     def __call__(self, path: Path) -> np.ndarray:
-        pixels, colours = _read(path)
+        pixels, colours = read_mask(path)
         if colours is not None:
             pixels = colours[pixels]
         elif pixels.ndim == 2:
@@ -408,7 +360,7 @@ class _ByLabel:
     def __call__(self, path: Path) -> np.ndarray:
         table = np.full(256, IGNORED, np.uint8)
         table[list(self.labels)] = range(len(self.labels))
-        return table[_first_channel(path)]
+        return table[first_channel(path)]
 
 
 def _codes(colours: np.ndarray) -> np.ndarray:
@@ -418,13 +370,13 @@ def _codes(colours: np.ndarray) -> np.ndarray:
 
 def _classes(
     root: Path,
-    sample: Mapping[str, _Mask],
+    sample: Mapping[str, Mask],
     convert: Convert | None,
     names: Names | None,
     notes: list[str],
 ) -> tuple[tuple[str, ...], bool]:
     """Names of the classes, and whether label 0 is ignored."""
-    labels = _labels_of(sample)
+    labels = labels_of(sample)
     if labels == [0] and not convert:
         notes.append(f'{len(sample)} masks were looked at: all have label 0')
     if isinstance(convert, _ByColour):
@@ -441,6 +393,8 @@ def _classes(
         notes.append('label 0 is a class as well')
         return tuple(f'class {i}' for i in range(max(2, largest + 1))), False
     given = names.names
+    if names.path == ADE20K:
+        return given, True
     if len(given) == 1 and largest == 1:
         return ('background', *given), False
     if largest == len(given):

@@ -17,6 +17,9 @@ NAME_FILES = (
     'classes.csv', '_classes.csv',
 )  # fmt: skip
 
+# Stands for a file of names.
+ADE20K = Path("ADE20K's classes")
+
 
 @dataclass(frozen=True)
 class Names:
@@ -55,6 +58,46 @@ def read_names(folders: Sequence[Path]) -> Names | None:
             if path.is_file():
                 return _read(path)
     return None
+
+
+def ade20k_names(labels: Sequence[int], masks: Sequence[str]) -> Names | None:
+    """The names of ADE20K's classes, if masks have its numbers.
+
+    They have them if they lie in its folders (``annotations/training``), no
+    label is above 150, and the labels are all of ADE20K's, or have gaps as
+    some of ADE20K's have.
+
+    Args:
+        labels: The labels that occur, in rising order.
+        masks: The masks, relative to the folder of the data.
+
+    Returns:
+        The names; without labels if all classes occur.
+    """
+    from mmseg.datasets import ADE20KDataset
+
+    classes = tuple(x.strip() for x in ADE20KDataset.METAINFO['classes'])
+    colours = [tuple(x) for x in ADE20KDataset.METAINFO['palette']]
+    number = len(classes)
+    present = [label for label in labels if label]
+    steps = {b - a for a, b in zip(labels, labels[1:], strict=False)}
+    if (
+        not present
+        or labels[-1] > number
+        or not all(mask.startswith('annotations/') for mask in masks)
+    ):
+        return None
+    if len(present) > number // 2:
+        return Names(ADE20K, classes, tuple(colours))
+    if len(steps) < 2:  # without gaps, or grey values such as 0, 50, 100
+        return None
+    chosen = [label - 1 for label in present]
+    return Names(
+        ADE20K,
+        tuple(classes[i] for i in chosen),
+        tuple(colours[i] for i in chosen),
+        tuple(present),
+    )
 
 
 def _read(path: Path) -> Names:
