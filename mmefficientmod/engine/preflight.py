@@ -218,11 +218,18 @@ class Preflight:
         self, metric: ConfigDict, loader: str, name: str
     ) -> Findings:
         """Compare the annotation file of a metric with the data set's."""
+        owner = f'{type_name(metric)} of {name}'
         found = Findings()
+        if not metric.get('format_only'):
+            for dataset in dataset_dicts(self.cfg, loader):
+                missing = _missing_labels(type_name(metric), dataset)
+                if missing:
+                    found.errors.append(
+                        f'{owner}: {owner_of(dataset, loader)} {missing}'
+                    )
         path = metric.get('ann_file')
         if not isinstance(path, str) or '://' in path:
             return found
-        owner = f'{type_name(metric)} of {name}'
         own = [
             join_root(dataset, dataset['ann_file'])
             for dataset in dataset_dicts(self.cfg, loader)
@@ -264,6 +271,37 @@ class Preflight:
                 'with; to write predictions only, set format_only=True and '
                 "outfile_prefix='results'"
             )
+
+
+def _missing_labels(metric: str, dataset: ConfigDict) -> str | None:
+    """Why a metric of segmentation or classification cannot be computed.
+
+    Args:
+        metric: Name of its type.
+        dataset: The dict of the data set.
+    """
+    if metric.endswith('IoUMetric'):
+        steps = walk(dataset.get('pipeline'))
+        loads = any(type_name(x).startswith('LoadAnnot') for x in steps)
+        prefix = dataset.get('data_prefix')
+        if not loads or (
+            isinstance(prefix, Mapping)
+            and 'img_path' in prefix
+            and not prefix.get('seg_map_path')
+        ):
+            return (
+                'has no masks to compare predictions with; to write '
+                "predictions only, set format_only=True and output_dir='...'"
+            )
+    if metric in ('Accuracy', 'SingleLabelMetric', 'ConfusionMatrix') and (
+        not dataset.get('with_label', True)
+        or (type_name(dataset), dataset.get('split')) == ('ImageNet', 'test')
+    ):
+        return (
+            'has no labels to compare predictions with; use tools/predict.py '
+            'for images without labels'
+        )
+    return None
 
 
 def _num_classes(cfg: Config, dataset: ConfigDict) -> tuple[int | None, str]:

@@ -324,6 +324,29 @@ def test_test_set_without_annotations(tmp_path):
     look(cfg, 'test')
 
 
+@pytest.mark.parametrize('part', ['step', 'folder'])
+def test_metric_of_masks_that_are_not_there(tmp_path, part):
+    write_masks(tmp_path)
+    cfg = mask_config(tmp_path)
+    dataset = cfg.test_dataloader.dataset
+    if part == 'folder':
+        del dataset.data_prefix.seg_map_path
+    else:
+        del dataset.pipeline[1]
+    assert 'has no masks to compare' in errors(cfg, 'test')
+    if part == 'folder':
+        del dataset.pipeline[1]
+    cfg.test_evaluator.update(format_only=True, output_dir='out')
+    look(cfg, 'test')
+
+
+def test_metric_of_labels_that_are_not_there(tmp_path):
+    write_list(tmp_path, dict(train=['0.jpg'], val=['0.jpg']))
+    cfg = list_config(tmp_path)
+    cfg.test_dataloader.dataset.with_label = False
+    assert 'has no labels to compare' in errors(cfg, 'test')
+
+
 @pytest.fixture
 def opened(monkeypatch):
     """Paths of the files that Python opens as text, as to parse them."""
