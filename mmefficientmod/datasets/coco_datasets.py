@@ -134,7 +134,7 @@ def _check_objects(
             f'{path}: {len(ids)} of {number} annotations are not used, since '
             f'{reason} (annotation {list_some(ids)})'
         )
-    if masks and trains and without_mask:
+    if without_mask:
         sentence = (
             f'{path}: {len(without_mask)} of {usable} objects have no mask '
             f'(annotation {list_some(without_mask)}), and the pipeline loads '
@@ -146,11 +146,18 @@ def _check_objects(
                 'or export the segmentation as well'
             )
             return
-        findings.warnings.append(f'{sentence}; these objects are ignored')
+        effect = 'ignored' if trains else 'missed objects in the AP of masks'
+        findings.warnings.append(f'{sentence}; these objects are {effect}')
     if trains and not usable:
+        reasons = ''.join(
+            f'; {len(ids)} are not used, since {reason} '
+            f'(annotation {list_some(ids)})'
+            for reason, ids in summary.unusable.items()
+        )
         findings.errors.append(
             f'{path} has no object to train on: of {number} annotations, none '
             f'is of the classes {list_some(map(repr, chosen), 8)} and usable'
+            f'{reasons}'
         )
         return
     other = [name for name in summary.names if name not in set(chosen)]

@@ -5,7 +5,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from mmengine.registry import DefaultScope
+from mmengine.structures import InstanceData
 from PIL import Image
 from small_data import (
     NAMES,
@@ -125,6 +127,41 @@ BAD_FILES = {
         first(segmentation=dict(size=[9, 9], counts=[0, 81])),
         'another size than their image',
     ),
+    'RLE whose sum is another': (
+        first(segmentation=dict(size=[48, 64], counts='abc')),
+        'are damaged or have another size',
+    ),
+    'RLE of text': (
+        first(segmentation=dict(size=[48, 64], counts=['0', '3072'])),
+        'are damaged or have another size',
+    ),
+    'empty RLE': (
+        first(segmentation=dict(size=[48, 64], counts='')),
+        'are damaged or have another size',
+    ),
+    'mask as text': (first(segmentation='[[1, 2, 3]]'), 'a wrong type'),
+    'numbers of a box as text': (
+        each('bbox', ['5', '3', '20', '16']),
+        "annotation 1 has the bbox ['5', '3', '20', '16']",
+    ),
+    'id is null': (first(id=None), "1 of 9 annotations have no 'id'"),
+    'image_id is a list': (first(image_id=[1]), 'has the image_id [1]'),
+    'category_id is text': (
+        first(category_id='1'),
+        "category_id '1'), which has 1 and not '1'",
+    ),
+    'image_id is text': (
+        each('image_id', '1'),
+        "no id of the images, which has 1 and not '1'",
+    ),
+    'name is a number': (
+        lambda c: c['categories'][0].update(name=1),
+        'category 1 has the name 1, which is no text',
+    ),
+    'iscrowd is text': (
+        first(iscrowd='0'),
+        "a value of 'iscrowd' that is neither 0 nor 1",
+    ),
     'all boxes empty': (
         each('bbox', [3, 3, 0, 4]),
         'train.json has no object to train on: of 9 annotations',
@@ -232,6 +269,19 @@ DOUBTFUL = {
         first(segmentation=[[1, 2, 3, 4, 5, 6, 7]]),
         'have no mask',
     ),
+    'polygon outside': (
+        first(segmentation=[[99, 99, 120, 99, 120, 120]]),
+        'have no mask',
+    ),
+    'polygon in parts of the size': (
+        first(segmentation=[[0.1, 0.1, 0.5, 0.1, 0.5, 0.5]]),
+        'have no mask',
+    ),
+    'RLE without a pixel': (
+        first(segmentation=dict(size=[48, 64], counts=[48 * 64])),
+        'have no mask',
+    ),
+    'no mask': (first(segmentation=None), 'have no mask'),
     'class without objects': (
         lambda c: c.update(annotations=c['annotations'][:2]),
         "1 of 3 classes have no object: 'bird'",
@@ -245,6 +295,56 @@ def test_unused_objects_are_counted(tmp_path, kind):
     write_coco(tmp_path, edit)
     warnings = look(coco_config(MASK_RCNN, tmp_path)).findings.warnings
     assert any('train.json' in x and words in x for x in warnings)
+
+
+def perfect_predictions(preflight):
+    """What the metric gives for predictions equal to the annotations."""
+    dataset = preflight.datasets['val_dataloader']
+    evaluator = preflight.evaluators['val_evaluator']
+    evaluator.dataset_meta = dataset.metainfo
+    for index in range(len(dataset)):
+        sample = dataset[index]['data_samples']
+        truth = sample.gt_instances
+        boxes = truth.bboxes.tensor
+        masks = torch.zeros(len(boxes), 48, 64, dtype=torch.bool)
+        for mask, (x, y, right, bottom) in zip(
+            masks, boxes.int().tolist(), strict=True
+        ):
+            mask[y:bottom, x:right] = True
+        sample.pred_instances = InstanceData(
+            bboxes=boxes,
+            labels=truth.labels,
+            scores=torch.ones(len(boxes)),
+            masks=masks,
+        )
+        evaluator.process([sample.to_dict()], {})
+    return evaluator.evaluate(len(dataset))
+
+
+# A change of one annotation, and the expected AP of boxes.
+EVALUATED = {
+    'id 0': (first(id=0), 1),
+    'id of text': (first(id='a'), 1),
+    'iscrowd in some': (lambda c: c['annotations'][0].pop('iscrowd'), 1),
+    'iscrowd null': (first(iscrowd=None), 1),
+    # The object is ignored in loading, so that nothing is predicted for it.
+    'polygon of two points': (first(segmentation=[[1, 2, 3, 4]]), 8 / 9),
+    'no polygon': (first(segmentation=[]), 8 / 9),
+    'one of two polygons': (
+        lambda c: c['annotations'][0]['segmentation'].insert(0, [1, 2, 3, 4]),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize('kind', EVALUATED)
+def test_annotations_can_be_evaluated(tmp_path, kind):
+    edit, expected = EVALUATED[kind]
+    write_coco(tmp_path, edit)
+    found = perfect_predictions(look(coco_config(MASK_RCNN, tmp_path)))
+    for metric in ('bbox', 'segm'):
+        ap = found[f'coco/{metric}_mAP']
+        assert ap == pytest.approx(expected, abs=2e-3)
 
 
 def test_boxes_alone_are_refused_by_mask_rcnn(tmp_path):
