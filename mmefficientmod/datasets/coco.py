@@ -66,9 +66,14 @@ def read_coco(path: str | Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise DataError(
             f'{path} is no text in UTF-8 (byte {error.start}); an annotation '
-            "file in COCO's format is JSON"
+            f"file in COCO's format is JSON{_packed(path)}"
         ) from error
     except json.JSONDecodeError as error:
+        if error.doc.startswith('version https://git-lfs'):
+            raise DataError(
+                f'{path} is a pointer of Git LFS in place of the file; '
+                '`git lfs pull` fetches it'
+            ) from error
         ending = error.pos >= len(error.doc.rstrip()) - 1
         raise DataError(
             f'{path}, line {error.lineno}, column {error.colno}: '
@@ -89,6 +94,12 @@ def read_coco(path: str | Path) -> dict[str, Any]:
         if annotation.get('iscrowd') is None:
             annotation['iscrowd'] = 0
     return content
+
+
+def _packed(path: str | Path) -> str:
+    with open(path, 'rb') as file:
+        begin = file.read(2)
+    return '; unpack this archive' if begin in (b'\x1f\x8b', b'PK') else ''
 
 
 @contextmanager

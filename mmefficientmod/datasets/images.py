@@ -160,8 +160,11 @@ def describe_missing(
     """
     hint = ''
     folder, name = os.path.split(missing[0])
+    with_slash = missing[0].replace('\\', '/')
     without = missing[0].removesuffix(Path(name).suffix)
-    if os.path.isfile(without):
+    if with_slash != missing[0]:
+        hint = f'; write / in place of \\, as in {with_slash}'
+    elif os.path.isfile(without):
         hint = (
             f'; {without} exists: write names without {Path(name).suffix} '
             'in the list, since the data set adds it'

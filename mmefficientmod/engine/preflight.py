@@ -39,10 +39,12 @@ from mmefficientmod.datasets.checks import (
 )
 from mmefficientmod.datasets.coco_datasets import (
     check_coco_dataset,
+    check_left_out,
     reads_coco,
 )
 from mmefficientmod.datasets.folders import check_imagenet_folders
 from mmefficientmod.datasets.lists import check_range, read_labels_of_list
+from mmefficientmod.datasets.samples import innermost
 from mmefficientmod.engine.console import drop_noise
 from mmefficientmod.engine.runner import RunnerMixin
 from mmefficientmod.engine.seeding import BuiltDataset
@@ -166,6 +168,9 @@ class Preflight:
             return
         name_file_on_error(dataset)
         self.findings.add(check_built(dataset, loader))
+        for part in innermost(dataset):
+            owner = f'{type(part).__name__} of {loader}'
+            self.findings.add(check_left_out(part, self.files, owner))
         self.datasets[loader] = dataset
 
     def _check_files(self, dataset: ConfigDict, loader: str) -> Findings:

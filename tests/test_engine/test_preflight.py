@@ -1,6 +1,7 @@
 """What is wrong with a user's data, said before the first iteration."""
 
 import builtins
+import gzip
 import json
 
 import numpy as np
@@ -172,6 +173,10 @@ BAD_FILES = {
         lambda c: c.update(images=[], annotations=[]),
         'train.json has no images',
     ),
+    'backslash': (
+        lambda c: c['images'][0].update(file_name='a\\train_1.jpg'),
+        'write / in place of \\',
+    ),
     'missing image': (
         lambda c: c['images'][0].update(file_name='x.jpg'),
         '1 of 3 images do not exist',
@@ -202,6 +207,10 @@ TEXTS = {
     'cut off': ('{"images": [', 'the file ends within the JSON text'),
     'not JSON': ('images:\n - a', 'line 1, column 1: no JSON'),
     'comma': ('{"images": [],\n}', 'line 2'),
+    'Git LFS': (
+        'version https://git-lfs.github.com/spec/v1\n',
+        'git lfs pull',
+    ),
 }
 
 
@@ -219,6 +228,13 @@ def test_binary_file_is_refused(tmp_path):
     write_coco(tmp_path)
     (tmp_path / 'train.json').write_bytes(b'\xff\xfe\x00')
     assert 'no text in UTF-8' in errors(coco_config(RETINANET, tmp_path))
+
+
+def test_packed_file_is_refused(tmp_path):
+    write_coco(tmp_path)
+    path = tmp_path / 'train.json'
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    assert 'unpack this archive' in errors(coco_config(RETINANET, tmp_path))
 
 
 def byte_order_mark(root):
@@ -282,6 +298,18 @@ DOUBTFUL = {
         'have no mask',
     ),
     'no mask': (first(segmentation=None), 'have no mask'),
+    'image without objects': (
+        lambda c: c.update(annotations=c['annotations'][:6]),
+        '1 of 3 images of',
+    ),
+    'small image': (
+        lambda c: c['images'][0].update(width=20, file_name='small.jpg'),
+        '1 of 3 images of',
+    ),
+    'image file twice': (
+        lambda c: c['images'][1].update(file_name='train_1.jpg'),
+        '1 image files have several entries in images (train_1.jpg)',
+    ),
     'class without objects': (
         lambda c: c.update(annotations=c['annotations'][:2]),
         "1 of 3 classes have no object: 'bird'",
@@ -292,6 +320,7 @@ DOUBTFUL = {
 @pytest.mark.parametrize('kind', DOUBTFUL)
 def test_unused_objects_are_counted(tmp_path, kind):
     edit, words = DOUBTFUL[kind]
+    write_image(tmp_path / 'images/small.jpg', width=20)
     write_coco(tmp_path, edit)
     warnings = look(coco_config(MASK_RCNN, tmp_path)).findings.warnings
     assert any('train.json' in x and words in x for x in warnings)
@@ -364,6 +393,7 @@ CLASSES = {
         ('dog', 'cat', 'bird'),
         "'cat' would be called 'dog'",
     ),
+    'space': (('cat ', 'dog', 'bird'), "'cat ' and 'cat' differ in spaces"),
     'of COCO': (None, "'person', 'bicycle', 'car'"),
 }
 
