@@ -58,6 +58,13 @@ def check_coco_dataset(
         DataError: If the file cannot be read.
     """
     findings = Findings()
+    prefix = dataset.get('data_prefix') or {}
+    if not isinstance(prefix, Mapping):
+        findings.errors.append(
+            f'{owner}: data_prefix={prefix!r} is no dict; write '
+            f'data_prefix=dict(img={prefix!r})'
+        )
+        return findings
     path = join_root(dataset, dataset.get('ann_file') or '')
     summary = files.summary(path)
     findings.add(summary.findings)
@@ -70,9 +77,7 @@ def check_coco_dataset(
     if not images:
         findings.errors.append(f'{path} has no images')
     if not findings.errors:
-        folder = join_root(
-            dataset, (dataset.get('data_prefix') or {}).get('img', '')
-        )
+        folder = join_root(dataset, prefix.get('img', ''))
         paths = [os.path.join(folder, x['file_name']) for x in images]
         findings.warnings += _repeated_files(images, path)
         missing = missing_files(paths) if '://' not in folder else []

@@ -23,6 +23,7 @@ from mmefficientmod.messages import list_some
 ORIENTATION = 0x0112  # EXIF's tag
 NOT_TURNED = 1  # its value of an image that is stored upright
 SWAP_SIDES = (5, 6, 7, 8)  # its values for a turn by 90 degrees
+MIRRORED = (2, 3, 4)  # its values that keep the sides
 # Backends and flags with which mmcv turns an image as EXIF says.
 TURNING_BACKENDS = (None, 'cv2', 'pillow')
 TURNING_FLAGS = ('color', 'grayscale')

@@ -19,7 +19,11 @@ from mmengine.registry import DATASETS, EVALUATOR
 from mmengine.runner import FlexibleRunner, Runner
 
 from mmefficientmod.checkpoint.reading import CheckpointError
-from mmefficientmod.config.checks import check_settings, drop_half_loops
+from mmefficientmod.config.checks import (
+    check_batches,
+    check_settings,
+    drop_half_loops,
+)
 from mmefficientmod.config.class_checks import check_classes, metainfo
 from mmefficientmod.config.nodes import (
     LOADERS,
@@ -40,6 +44,7 @@ from mmefficientmod.datasets.checks import (
 from mmefficientmod.datasets.coco_datasets import (
     check_coco_dataset,
     check_left_out,
+    needs_masks,
     reads_coco,
 )
 from mmefficientmod.datasets.folders import check_imagenet_folders
@@ -51,6 +56,7 @@ from mmefficientmod.engine.seeding import BuiltDataset
 from mmefficientmod.findings import Findings
 from mmefficientmod.messages import shorten
 
+TRAIN = 'train_dataloader'
 # Errors that say what a user can correct.
 USER_ERRORS = (CheckpointError, ConfigError, DataError)
 # The data loaders of each kind of run, and the evaluator of each loader.
@@ -171,6 +177,9 @@ class Preflight:
         for part in innermost(dataset):
             owner = f'{type(part).__name__} of {loader}'
             self.findings.add(check_left_out(part, self.files, owner))
+        self.findings.errors += check_batches(
+            self.cfg[loader], dataset, loader
+        )
         self.datasets[loader] = dataset
 
     def _check_files(self, dataset: ConfigDict, loader: str) -> Findings:
@@ -224,6 +233,17 @@ class Preflight:
     ) -> Findings:
         """Compare the annotation file of a metric with the data set's."""
         found = Findings()
+        if (
+            type_name(metric) == 'CocoMetric'
+            and 'segm' in (metric.get('metric') or ())
+            and TRAIN in self.loaders
+            and not any(map(needs_masks, dataset_dicts(self.cfg, TRAIN)))
+        ):
+            found.errors.append(
+                f"CocoMetric of {name}: metric='segm' needs predicted masks, "
+                'and the pipeline of train_dataloader loads none to learn '
+                f"from; set {name}.metric='bbox'"
+            )
         path = metric.get('ann_file')
         if not isinstance(path, str) or '://' in path:
             return found
@@ -256,11 +276,16 @@ class Preflight:
         path = metric['ann_file']
         content = self.files.content(path)
         if Path(path).resolve() != Path(own).resolve():
-            evaluated = {x.get('id') for x in content['images']}
-            images = {x.get('id') for x in self.files.content(own)['images']}
-            if images - evaluated:
+            same = self.files.content(own)
+            if not _images(same) <= _images(content):
                 found.errors.append(
                     f'{owner}: {path} does not have all images of {own}'
+                    f'{remedy}'
+                )
+            elif _names(content) != _names(same):
+                found.errors.append(
+                    f'{owner}: {path} has other categories than {own}, or in '
+                    'another order, in which the metric numbers the labels'
                     f'{remedy}'
                 )
         if not content.get('annotations') and not metric.get('format_only'):
@@ -269,6 +294,21 @@ class Preflight:
                 'with; to write predictions only, set format_only=True and '
                 "outfile_prefix='results'"
             )
+
+
+def _images(content: Mapping[str, Any]) -> set[tuple[Any, str]]:
+    """Ids and names of the images of an annotation file, without folders."""
+    return {
+        (
+            x.get('id'),
+            str(x.get('file_name')).replace('\\', '/').split('/')[-1],
+        )
+        for x in content['images']
+    }
+
+
+def _names(content: Mapping[str, Any]) -> list[Any]:
+    return [category.get('name') for category in content['categories']]
 
 
 def _num_classes(cfg: Config, dataset: ConfigDict) -> tuple[int | None, str]:

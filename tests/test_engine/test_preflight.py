@@ -1,6 +1,7 @@
 """What is wrong with a user's data, said before the first iteration."""
 
 import builtins
+import copy
 import gzip
 import json
 
@@ -443,6 +444,95 @@ def test_metric_of_other_images_is_refused(tmp_path):
     assert 'set val_evaluator.ann_file' in message
 
 
+def reorder(content):
+    content['categories'].reverse()
+
+
+def rename(content):
+    content['categories'][0]['name'] = 'kitten'
+
+
+def other_images(content):
+    for image in content['images']:
+        image['file_name'] = f'other_{image["file_name"]}'
+
+
+@pytest.mark.parametrize(
+    ('edit', 'words'),
+    [
+        (reorder, 'in another order'),
+        (rename, 'has other categories'),
+        (other_images, 'does not have all images'),
+    ],
+)
+def test_metric_of_another_file_is_refused(tmp_path, edit, words):
+    write_coco(tmp_path)
+    content = json.loads((tmp_path / 'val.json').read_text())
+    edit(content)
+    (tmp_path / 'other.json').write_text(json.dumps(content))
+    cfg = coco_config(RETINANET, tmp_path)
+    cfg.val_evaluator.ann_file = str(tmp_path / 'other.json')
+    assert words in errors(cfg)
+
+
+def test_metric_of_masks_for_boxes_is_refused(tmp_path):
+    write_coco(tmp_path)
+    cfg = coco_config(RETINANET, tmp_path)
+    cfg.val_evaluator.metric = ['bbox', 'segm']
+    assert "set val_evaluator.metric='bbox'" in errors(cfg)
+
+
+# A change of the data set for training, and words of the message.
+BAD_SETTINGS = {
+    'prefix is text': (dict(data_prefix='images/'), 'dict(img='),
+    'metainfo is a list': (dict(metainfo=list(NAMES)), 'is no dict'),
+    'classes are a dict': (
+        dict(metainfo=dict(classes=dict(cat=0, dog=1, bird=2))),
+        'has no order of labels',
+    ),
+    'classes are a set': (
+        dict(metainfo=dict(classes={*NAMES})),
+        'classes is a set',
+    ),
+    'no indices': (dict(indices=0), 'indices=0 leaves no image'),
+}
+
+
+@pytest.mark.parametrize('kind', BAD_SETTINGS)
+def test_bad_setting_of_a_data_set_is_refused(tmp_path, kind):
+    changes, words = BAD_SETTINGS[kind]
+    write_coco(tmp_path)
+    cfg = coco_config(RETINANET, tmp_path)
+    for key, value in changes.items():
+        cfg.train_dataloader.dataset[key] = value
+    assert words in errors(cfg)
+
+
+def test_parts_with_another_order_of_classes_are_refused(tmp_path):
+    write_coco(tmp_path)
+    content = json.loads((tmp_path / 'train.json').read_text())
+    reorder(content)
+    (tmp_path / 'other.json').write_text(json.dumps(content))
+    cfg = coco_config(RETINANET, tmp_path)
+    part = cfg.train_dataloader.dataset
+    other = copy.deepcopy(part)
+    other.ann_file = 'other.json'
+    other.metainfo = dict(classes=NAMES[::-1])
+    cfg.train_dataloader.dataset = dict(
+        type='ConcatDataset', datasets=[part, other]
+    )
+    assert 'a part of train_dataloader has other classes' in errors(cfg)
+
+
+def test_data_loader_without_a_batch_is_refused(tmp_path):
+    write_coco(tmp_path)
+    cfg = coco_config(RETINANET, tmp_path)
+    cfg.train_dataloader.update(drop_last=True, batch_size=4)
+    assert 'train_dataloader: drop_last=True' in errors(cfg)
+    cfg.train_dataloader.batch_size = 3
+    look(cfg)
+
+
 def test_test_set_without_annotations(tmp_path):
     write_coco(tmp_path)
     content = json.loads((tmp_path / 'val.json').read_text())
@@ -516,8 +606,23 @@ def test_image_that_exif_turns(tmp_path):
     assert 'is 48x64, 64x48' in errors(cfg)
 
 
+def test_images_that_exif_mirrors_are_said(tmp_path):
+    write_coco(tmp_path)
+    path = tmp_path / 'images/train_2.jpg'
+    image = Image.open(path)
+    exif = image.getexif()
+    exif[0x0112] = 3
+    image.save(path, exif=exif)
+    warnings = look(coco_config(RETINANET, tmp_path)).findings.warnings
+    assert any('EXIF mirrors or turns 1 of 3' in x for x in warnings)
+
+
 def as_jpeg(array, path):
     Image.fromarray(array).save(path, format='JPEG')
+
+
+def as_tiff(array, path):
+    Image.fromarray(array).save(path, format='TIFF')
 
 
 def with_palette(array, path):
@@ -530,6 +635,14 @@ MASKS = {
     '16 bits': (
         dict(edit=lambda x: x.astype(np.uint16) + 256),
         'has the label 256',
+    ),
+    'parts of 1': (
+        dict(edit=lambda x: x + np.float32(0.5), save=as_tiff),
+        'has the label 0.5; labels are whole numbers',
+    ),
+    'NaN': (
+        dict(edit=lambda x: x * np.float32('nan'), save=as_tiff),
+        'has the label nan; labels are whole numbers',
     ),
     'label too high': (dict(edit=lambda x: x + 5), 'has the label 5'),
     'JPEG': (dict(save=as_jpeg), 'are JPEG files'),
@@ -575,6 +688,37 @@ def test_good_masks_are_accepted(tmp_path, save):
 def test_wide_masks_of_small_labels_are_accepted(tmp_path):
     write_masks(tmp_path, edit=lambda x: x.astype(np.uint16))
     look(mask_config(tmp_path))
+
+
+def test_more_classes_than_labels_are_refused(tmp_path):
+    write_masks(tmp_path)
+    names = [f'class {number}' for number in range(256)]
+    assert 'at most 255 classes' in errors(mask_config(tmp_path, names))
+
+
+@pytest.mark.parametrize(
+    ('ignores_zero', 'edit', 'words'),
+    [
+        (True, None, "calls label 1 'sky'"),
+        (False, lambda x: x.clip(1), "Label 1 is called 'wall'"),
+    ],
+)
+def test_labels_that_may_start_elsewhere_are_said(
+    tmp_path, ignores_zero, edit, words
+):
+    write_masks(tmp_path, edit=edit)
+    cfg = mask_config(tmp_path)
+    cfg.train_dataloader.dataset.reduce_zero_label = ignores_zero
+    assert any(words in x for x in look(cfg).findings.warnings)
+
+
+def test_images_that_are_not_used_are_said(tmp_path):
+    write_masks(tmp_path)
+    write_image(tmp_path / 'img_dir/train/other.png')
+    (tmp_path / 'img_dir/val/3.jpg').symlink_to('missing.jpg')
+    warnings = look(mask_config(tmp_path)).findings.warnings
+    assert any('1 images' in x and 'other.png' in x for x in warnings)
+    assert any('links to files' in x and '3.jpg' in x for x in warnings)
 
 
 def test_absent_classes_are_said(tmp_path):
