@@ -54,7 +54,7 @@ from mmefficientmod.engine.console import drop_noise
 from mmefficientmod.engine.runner import RunnerMixin
 from mmefficientmod.engine.seeding import BuiltDataset
 from mmefficientmod.findings import Findings
-from mmefficientmod.messages import shorten
+from mmefficientmod.messages import list_some, shorten
 
 TRAIN = 'train_dataloader'
 # Errors that say what a user can correct.
@@ -112,6 +112,7 @@ class Preflight:
             for loader in self.loaders:
                 with self._collect(loader):
                     self._check_loader(loader)
+            self._compare_folders()
             for loader in self.loaders:
                 name = EVALUATORS.get(loader)
                 if name and self.cfg.get(name):
@@ -181,6 +182,24 @@ class Preflight:
             self.cfg[loader], dataset, loader
         )
         self.datasets[loader] = dataset
+
+    def _compare_folders(self) -> None:
+        """Class folders of the data sets, whose order numbers the labels."""
+        found = {
+            loader: list(part.folder_to_idx)
+            for loader, dataset in self.datasets.items()
+            for part in innermost(dataset)
+            if getattr(part, 'folder_to_idx', None)
+        }
+        for loader, names in list(found.items())[1:]:
+            first, expected = next(iter(found.items()))
+            other = sorted({*names} ^ {*expected})
+            if other:
+                self.findings.errors.append(
+                    f'{loader} has other class folders than {first} '
+                    f'({list_some(other)}), and the folders number the '
+                    'labels; give both the same folders'
+                )
 
     def _check_files(self, dataset: ConfigDict, loader: str) -> Findings:
         """Look at the files of a data set before it is built."""

@@ -814,6 +814,18 @@ def test_imagenet_of_other_folders_is_refused(tmp_path):
     assert 'CustomDataset' in message
 
 
+def test_other_class_folders_in_training_are_refused(tmp_path):
+    for split in ('train', 'val'):
+        for name in 'ab':
+            write_image(tmp_path / f'{split}/{name}/1.jpg')
+    cfg = list_config(tmp_path, num_classes=3)
+    for split in ('train', 'val'):
+        cfg[f'{split}_dataloader'].dataset.pop('ann_file')
+    look(cfg)
+    (tmp_path / 'train/aa').mkdir()
+    assert 'than train_dataloader (aa)' in errors(cfg)
+
+
 def test_list_with_suffixes_that_the_data_set_adds(tmp_path):
     write_masks(tmp_path)
     (tmp_path / 'train.txt').write_text('0.jpg\n1.jpg\n')
