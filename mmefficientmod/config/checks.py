@@ -7,7 +7,7 @@ The toolbox of the config must be imported, see
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 from mmengine.config import Config
@@ -158,6 +158,30 @@ def _check_loaders(cfg: Config, loaders: Sequence[str]) -> Iterator[str]:
                             'is none of a path, perhaps from a \\ in the '
                             'config; write paths with / in place of \\'
                         )
+
+
+def check_batches(
+    loader: Mapping[str, Any], dataset: Sized, name: str
+) -> Iterator[str]:
+    """Data loaders that give no batch.
+
+    Args:
+        loader: The dict of the data loader.
+        dataset: The data set, built.
+        name: Name of the data loader.
+    """
+    size, number = loader.get('batch_size', 1), get_world_size()
+    if (
+        loader.get('drop_last')
+        and 'Infinite' not in type_name(loader.get('sampler'))
+        and len(dataset) < size * number
+    ):
+        yield (
+            f'{name}: drop_last=True leaves out an incomplete batch, and '
+            f'{len(dataset)} images are no batch of {size} on each of '
+            f'{number} processes, so nothing would be done; set '
+            f'{name}.drop_last=False or a smaller batch_size'
+        )
 
 
 def _check_types(cfg: Config, loaders: Sequence[str]) -> Iterator[str]:

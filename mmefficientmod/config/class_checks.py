@@ -50,6 +50,13 @@ def check_classes(
             if names and loader not in by_loader:
                 by_loader[loader] = names
                 info = info or meta
+            elif names and loader == 'train_dataloader':
+                # Parts for evaluation may have a metric and classes each.
+                parts = {
+                    loader: by_loader[loader],
+                    f'a part of {loader}': names,
+                }
+                _compare_loaders(parts, found)
     _compare_loaders(by_loader, found)
     if info:
         _check_heads(cfg, info, found)
@@ -112,8 +119,15 @@ def _check_names(dataset: Mapping[str, Any], loader: str) -> Iterator[str]:
     """Classes that are a text, that are there twice, and their palette."""
     place = f'{loader}.dataset.metainfo'
     own = dataset.get('metainfo')
+    if own is not None and not isinstance(own, (Mapping, Config)):
+        yield f'{place}={own!r} is no dict; write dict(classes=(...))'
     own = own if isinstance(own, Mapping) else {}
     names = dataset.get('classes') or own.get('classes')
+    if isinstance(names, (set, frozenset, Mapping)):
+        yield (
+            f'{place}.classes is a {type(names).__name__}, which has no order '
+            'of labels; write a tuple of the names, label 0 first'
+        )
     if isinstance(names, str) and not Path(names).is_file():
         yield (
             f'{place}.classes={names!r} is one text, of which each letter '

@@ -12,6 +12,7 @@ from mmengine.registry import DATASETS
 
 from mmefficientmod.datasets.checks import DataError
 from mmefficientmod.datasets.images import (
+    MIRRORED,
     describe_missing,
     in_random_order,
     missing_files,
@@ -19,6 +20,7 @@ from mmefficientmod.datasets.images import (
     turns_images,
 )
 from mmefficientmod.datasets.masks import (
+    IGNORED,
     LabelSummary,
     PairSummary,
     read_labels,
@@ -29,6 +31,7 @@ from mmefficientmod.messages import list_some
 
 # Entries whose files are looked for; of more, an even part.
 MOST_ENTRIES = 200_000
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 SAMPLES = 2  # run through the whole pipeline
 # Time for a data set, in seconds.
 HEADER_SECONDS, LABEL_SECONDS = 3.0, 1.0
@@ -82,6 +85,8 @@ def explain_empty(dataset: Mapping[str, Any], owner: str) -> str | None:
             f'{owner}: filter_cfg={dict(part.filter_cfg or {})} leaves none '
             f'of {len(found)} images'
         )
+    if dataset.get('indices') is not None:
+        return f'{owner}: indices={dataset["indices"]!r} leaves no image'
     return None
 
 
@@ -112,6 +117,12 @@ def _check_part(part: Any, owner: str, number: int) -> Findings:
     elif not part.metainfo.get('classes'):
         findings.errors.append(
             f'{owner} has no class names; set metainfo=dict(classes=(...))'
+        )
+    elif len(part.metainfo['classes']) > IGNORED:
+        findings.errors.append(
+            f'{owner} has {len(part.metainfo["classes"])} classes; '
+            'MMSegmentation reads labels of 8 bits, of which 255 is ignored, '
+            'so at most 255 classes can be told apart'
         )
     else:
         findings.add(_check_masks(part, pairs, owner, 1 / number))
@@ -154,6 +165,7 @@ def _check_images(
     turns = loads_turned(part)
     unreadable: list[str] = []
     other_size: list[str] = []
+    mirrored: list[str] = []
     looked_at = 0
     for info in in_random_order(infos, share * HEADER_SECONDS):
         looked_at += 1
@@ -168,6 +180,8 @@ def _check_images(
             size = header.size(turns)
             if size != said:
                 other_size.append(f'{path} is {_times(size)}, {_times(said)}')
+            elif turns and header.orientation in MIRRORED:
+                mirrored.append(path)
     for bad, text in (
         (unreadable, 'cannot be read as images'),
         (
@@ -183,6 +197,12 @@ def _check_images(
                 f'{owner}: {len(bad)} of {looked_at} images '
                 f'({list_some(bad, 2)}) {text}'
             )
+    if mirrored:
+        findings.warnings.append(
+            f'{owner}: EXIF mirrors or turns {len(mirrored)} of {looked_at} '
+            f'images ({list_some(mirrored, 2)}) upside down when they are '
+            'loaded; look whether the boxes are of the images as shown'
+        )
     return findings
 
 
@@ -204,7 +224,10 @@ def _check_masks(
     ]
     if findings.errors or not loading:
         return findings
-    labels = LabelSummary(part.metainfo.get('classes') or ())
+    labels = LabelSummary(
+        part.metainfo.get('classes') or (),
+        ignores_zero=bool(getattr(part, 'reduce_zero_label', False)),
+    )
     for info in in_random_order(pairs, share * LABEL_SECONDS):
         with findings.catch(DataError):
             found = read_labels(info, loading)
@@ -217,7 +240,7 @@ def _check_masks(
 
 
 def _other_files(part: Any) -> str:
-    """A hint on files that differ from the suffix in upper and lower case."""
+    """A hint on files of the folder that are no images of the data set."""
     suffix = getattr(part, 'img_suffix', None)
     folder = (getattr(part, 'data_prefix', None) or {}).get('img_path')
     if not suffix or not folder or not os.path.isdir(folder):
@@ -237,5 +260,20 @@ def _other_files(part: Any) -> str:
         return (
             f': no file of {folder} ends in {suffix!r} ({list_some(other, 2)})'
             '; set img_suffix of the data set'
+        )
+    unused = [x for x in other if x.lower().endswith(IMAGE_SUFFIXES)]
+    if part.data_prefix.get('seg_map_path') == folder:  # the masks as well
+        masks = part.seg_map_suffix
+        unused = [x for x in unused if not x.endswith(masks)]
+    if unused:
+        return (
+            f': {len(unused)} images of {folder} are not used, since they do '
+            f'not end in img_suffix={suffix!r} ({list_some(unused, 2)})'
+        )
+    broken = [x for x in names if not os.path.exists(os.path.join(folder, x))]
+    if broken:
+        return (
+            f': {len(broken)} files of {folder} are links to files that do '
+            f'not exist ({list_some(broken, 2)}), and are not used'
         )
     return ''

@@ -19,6 +19,12 @@ from typing import Any
 import numpy as np
 
 from mmefficientmod.datasets.checks import DataError
+from mmefficientmod.datasets.coco_masks import (
+    has_mask,
+    is_bad_rle,
+    is_drawn,
+    is_well_formed,
+)
 from mmefficientmod.findings import Findings
 from mmefficientmod.messages import list_some
 
@@ -39,8 +45,7 @@ def read_coco(path: str | Path) -> dict[str, Any]:
     """Read an annotation file in COCO's format.
 
     A byte-order mark is passed over. Entries with an obvious value are
-    added: ``info``, and ``iscrowd=0`` in objects of a file that has no
-    ``iscrowd``.
+    added: ``info``, and ``iscrowd=0`` in objects that have no ``iscrowd``.
 
     Args:
         path: The file.
@@ -61,9 +66,14 @@ def read_coco(path: str | Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise DataError(
             f'{path} is no text in UTF-8 (byte {error.start}); an annotation '
-            "file in COCO's format is JSON"
+            f"file in COCO's format is JSON{_packed(path)}"
         ) from error
     except json.JSONDecodeError as error:
+        if error.doc.startswith('version https://git-lfs'):
+            raise DataError(
+                f'{path} is a pointer of Git LFS in place of the file; '
+                '`git lfs pull` fetches it'
+            ) from error
         ending = error.pos >= len(error.doc.rstrip()) - 1
         raise DataError(
             f'{path}, line {error.lineno}, column {error.colno}: '
@@ -80,11 +90,16 @@ def read_coco(path: str | Path) -> dict[str, Any]:
         ) from error
     _check_structure(content, path)
     content.setdefault('info', {})  # newer pycocotools insist on it
-    objects = content.get('annotations') or []
-    if not any('iscrowd' in x for x in objects):
-        for annotation in objects:
+    for annotation in content.get('annotations') or []:
+        if annotation.get('iscrowd') is None:
             annotation['iscrowd'] = 0
     return content
+
+
+def _packed(path: str | Path) -> str:
+    with open(path, 'rb') as file:
+        begin = file.read(2)
+    return '; unpack this archive' if begin in (b'\x1f\x8b', b'PK') else ''
 
 
 @contextmanager
@@ -174,6 +189,7 @@ def summarise(content: Mapping[str, Any], path: str | Path) -> CocoSummary:
         errors += _repeated(entries, kind, path)
     if errors:
         return summary
+    errors += _bad_values(content['categories'], objects, path)
     summary.names = tuple(str(c['name']) for c in content['categories'])
     errors += _repeated_names(summary.names, path)
     errors += _bad_sizes(content['images'], path)
@@ -193,9 +209,11 @@ def _missing_keys(
     path: str | Path,
 ) -> Iterable[str]:
     complete = set(needed)
-    bad = [x for x in entries if not complete <= x.keys()]
+    bad = [x for x in entries if not complete <= x.keys() or x['id'] is None]
     for key in needed:
-        lacking = [x for x in bad if key not in x]
+        lacking = [
+            x for x in bad if key not in x or (key == 'id' and x[key] is None)
+        ]
         if lacking:
             first = lacking[0].get('id', lacking[0].get('name', '?'))
             remedy = REMEDIES.get(key)
@@ -232,6 +250,34 @@ def _repeated_names(names: Sequence[str], path: str | Path) -> Iterable[str]:
             f'{list_some(map(repr, twice))}; the labels of the classes '
             'behind them would be shifted. Merge these categories'
         )
+
+
+def _bad_values(
+    categories: Sequence[Mapping], objects: Sequence[Mapping], path: str | Path
+) -> Iterable[str]:
+    """Names that are no text, and values of objects that are no number."""
+    bad = [c for c in categories if not isinstance(c['name'], str)]
+    if bad:
+        yield (
+            f'{path}: category {bad[0]["id"]} has the name '
+            f'{bad[0]["name"]!r}, which is no text; MMDetection would not '
+            'find it among its classes, so write it in quotes'
+        )
+    for key in ('image_id', 'category_id'):
+        bad = [x for x in objects if isinstance(x[key], (list, dict))]
+        if bad:
+            yield (
+                f'{path}: annotation {bad[0]["id"]} has the {key} '
+                f'{bad[0][key]!r}; write one id'
+            )
+    for key in ('iscrowd', 'ignore'):
+        bad = [x for x in objects if x.get(key) not in (None, 0, 1)]
+        if bad:
+            yield (
+                f'{path}: {len(bad)} annotations have a value of {key!r} '
+                f'that is neither 0 nor 1 (first: annotation {bad[0]["id"]}, '
+                f'{bad[0][key]!r})'
+            )
 
 
 def _bad_sizes(images: Sequence[Mapping], path: str | Path) -> Iterable[str]:
@@ -287,6 +333,7 @@ def _summarise_objects(
             f'{path}: {len(unknown)} annotations have a category_id that '
             f'is no id of the categories (first: annotation '
             f'{unknown[0]["id"]}, category_id {unknown[0]["category_id"]!r})'
+            f'{_other_type(unknown[0]["category_id"], categories)}'
         )
         return
     ids = np.array([x['id'] for x in objects], dtype=object)
@@ -299,10 +346,12 @@ def _summarise_objects(
     crowd = np.array([bool(x.get('iscrowd')) for x in objects])
     ignored = np.array([bool(x.get('ignore')) for x in objects])
     small = (boxes[:, 2:] < 1).any(1) | (area <= 0)
+    elsewhere = np.array([place is nowhere for place in places])
+    hint = ''
+    if elsewhere.any():
+        hint = _other_type(objects[elsewhere.argmax()]['image_id'], images)
     reasons = {
-        'their image_id is no id of the images': np.array(
-            [place is nowhere for place in places]
-        ),
+        f'their image_id is no id of the images{hint}': elsewhere,
         'they are narrower or lower than a pixel, or their area is 0': small,
         'they are outside of their image': (inside <= 0).any(1),
         'they are marked as ignored': ignored,
@@ -319,28 +368,44 @@ def _summarise_objects(
     summary.num_objects = dict(
         zip(summary.names, counts.tolist(), strict=True)
     )
-    bad_rle = [x['id'] for x in objects if _bad_rle(x, images)]
+    bad_rle = [
+        x['id']
+        for x in objects
+        if isinstance(x.get('segmentation'), dict)
+        and is_bad_rle(x, images.get(x['image_id']))
+    ]
     if bad_rle:
         errors.append(
-            f'{path}: the masks (RLE) of {len(bad_rle)} annotations have '
-            f'another size than their image (annotation {list_some(bad_rle)})'
+            f'{path}: the masks (RLE) of {len(bad_rle)} annotations are '
+            'damaged or have another size than their image (annotation '
+            f'{list_some(bad_rle)})'
         )
+        return
     summary.without_mask = [
         x['id']
-        for x, used in zip(objects, usable, strict=True)
-        if used and not has_mask(x)
+        for x, used, place in zip(objects, usable, places, strict=True)
+        if used and not (has_mask(x) and is_drawn(x, place))
     ]
+
+
+def _other_type(value: Any, ids: Mapping[Any, Any]) -> str:
+    """A hint if an id is text in one place and a number in another."""
+    alike = next((x for x in ids if str(x) == str(value)), value)
+    if alike == value:
+        return ''
+    return f', which has {alike!r} and not {value!r}; write both alike'
 
 
 def _boxes(objects: Sequence[Mapping]) -> np.ndarray | str:
     """The boxes, ``(N, 4)``, or what is wrong with one."""
     try:
-        boxes = np.array([x['bbox'] for x in objects], dtype=float)
-        if boxes.shape == (len(objects), 4):
-            return boxes
-    except (TypeError, ValueError):
+        boxes = np.array([x['bbox'] for x in objects])
+        # Text that is a number would become one if asked for.
+        if boxes.shape == (len(objects), 4) and boxes.dtype.kind in 'iuf':
+            return boxes.astype(float)
+    except ValueError:
         pass
-    bad = next(x for x in objects if not _is_box(x['bbox']))
+    bad = next((x for x in objects if not _is_box(x['bbox'])), objects[0])
     return (
         f'annotation {bad["id"]} has the bbox {bad["bbox"]!r}; '
         f'{REMEDIES["bbox"]}'
@@ -361,50 +426,9 @@ def _not_finite(objects: Sequence[Mapping], boxes: np.ndarray) -> list:
     return [
         x
         for x, ok in zip(objects, finite, strict=True)
-        if not (ok and _is_finite(x['area']) and _is_finite_mask(x))
+        if not (ok and _is_finite(x['area']) and is_well_formed(x))
     ]
 
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _is_finite_mask(annotation: Mapping[str, Any]) -> bool:
-    mask = annotation.get('segmentation')
-    if not isinstance(mask, list):
-        return True
-    try:
-        # The sum is finite only if all terms are.
-        return all(math.isfinite(sum(polygon)) for polygon in mask)
-    except TypeError:
-        return False
-
-
-def has_mask(annotation: Mapping[str, Any]) -> bool:
-    """Whether an annotation has a mask that MMDetection draws.
-
-    Args:
-        annotation: An annotation, whose ``segmentation`` is a list of
-            polygons ``[x, y, x, y, ...]`` or an RLE.
-    """
-    mask = annotation.get('segmentation')
-    if isinstance(mask, dict):
-        return 'counts' in mask and 'size' in mask
-    return isinstance(mask, list) and any(
-        len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask
-    )
-
-
-def _bad_rle(
-    annotation: Mapping[str, Any], images: Mapping[Any, Mapping]
-) -> bool:
-    mask = annotation.get('segmentation')
-    image = images.get(annotation['image_id'])
-    if not isinstance(mask, dict) or image is None:
-        return False
-    if mask.get('size') != [image['height'], image['width']]:
-        return True
-    counts = mask.get('counts')
-    return isinstance(counts, list) and (
-        sum(counts) != image['height'] * image['width']
-    )

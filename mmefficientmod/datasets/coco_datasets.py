@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,6 +58,13 @@ def check_coco_dataset(
         DataError: If the file cannot be read.
     """
     findings = Findings()
+    prefix = dataset.get('data_prefix') or {}
+    if not isinstance(prefix, Mapping):
+        findings.errors.append(
+            f'{owner}: data_prefix={prefix!r} is no dict; write '
+            f'data_prefix=dict(img={prefix!r})'
+        )
+        return findings
     path = join_root(dataset, dataset.get('ann_file') or '')
     summary = files.summary(path)
     findings.add(summary.findings)
@@ -68,16 +77,60 @@ def check_coco_dataset(
     if not images:
         findings.errors.append(f'{path} has no images')
     if not findings.errors:
-        folder = join_root(
-            dataset, (dataset.get('data_prefix') or {}).get('img', '')
-        )
+        folder = join_root(dataset, prefix.get('img', ''))
         paths = [os.path.join(folder, x['file_name']) for x in images]
+        findings.warnings += _repeated_files(images, path)
         missing = missing_files(paths) if '://' not in folder else []
         if missing:
             findings.errors.append(
                 describe_missing(missing, len(paths), str(path))
             )
         _check_objects(dataset, summary, classes, trains, findings)
+    return findings
+
+
+def _repeated_files(images: Sequence[Mapping], path: str) -> list[str]:
+    names = Counter(x['file_name'] for x in images)
+    twice = [name for name, number in names.items() if number > 1]
+    if not twice:
+        return []
+    return [
+        f'{path}: {len(twice)} image files have several entries in images '
+        f'({list_some(twice, 2)}); the objects of one entry are background '
+        'in the other, so merge these entries'
+    ]
+
+
+def check_left_out(
+    dataset: Any, files: AnnotationFiles, owner: str
+) -> Findings:
+    """Count the images that a built data set leaves out of a training.
+
+    Args:
+        dataset: The data set, without wrappers.
+        files: The annotation files.
+        owner: Its name in messages.
+    """
+    findings = Findings()
+    path = getattr(dataset, 'ann_file', '')
+    rule = getattr(dataset, 'filter_cfg', None)
+    if (
+        not rule
+        or not isinstance(path, str)
+        or dataset.test_mode
+        or dataset._indices is not None
+    ):
+        return findings
+    if path in files:
+        number = len(files.content(path)['images'])
+        left_out = number - len(dataset)
+        if left_out > 0:
+            findings.warnings.append(
+                f'{owner}: {left_out} of {number} images of {path} are not '
+                f'trained on, since filter_cfg={dict(rule)} leaves out images '
+                'without an object of the classes (filter_empty_gt) or with '
+                'a side of fewer pixels (min_size)'
+            )
     return findings
 
 
@@ -94,7 +147,9 @@ def _compare_classes(
         fixed = 'metainfo.classes in the order of the file'
     unknown = [c for c in classes if c not in summary.names]
     if unknown:
-        hint = did_you_mean(str(unknown[0]), summary.names)
+        hint = _same_look(str(unknown[0]), summary.names) or did_you_mean(
+            str(unknown[0]), summary.names
+        )
         return [
             f'{owner}: {list_some(map(repr, unknown))} in its classes is no '
             f'category of {summary.path}, which has '
@@ -112,6 +167,21 @@ def _compare_classes(
             f'Set {fixed}'
         ]
     return []
+
+
+def _same_look(name: str, known: Sequence[str]) -> str:
+    """A hint if a name differs by what is not seen on a screen."""
+
+    def shown(text: str) -> str:
+        return ' '.join(unicodedata.normalize('NFKC', text).split())
+
+    alike = next((x for x in known if shown(x) == shown(name)), None)
+    if alike is None:
+        return ''
+    return (
+        f'; {name!a} and {alike!a} differ in spaces or in the Unicode form '
+        'of a letter alone'
+    )
 
 
 def _check_objects(
@@ -134,7 +204,7 @@ def _check_objects(
             f'{path}: {len(ids)} of {number} annotations are not used, since '
             f'{reason} (annotation {list_some(ids)})'
         )
-    if masks and trains and without_mask:
+    if without_mask:
         sentence = (
             f'{path}: {len(without_mask)} of {usable} objects have no mask '
             f'(annotation {list_some(without_mask)}), and the pipeline loads '
@@ -146,11 +216,18 @@ def _check_objects(
                 'or export the segmentation as well'
             )
             return
-        findings.warnings.append(f'{sentence}; these objects are ignored')
+        effect = 'ignored' if trains else 'missed objects in the AP of masks'
+        findings.warnings.append(f'{sentence}; these objects are {effect}')
     if trains and not usable:
+        reasons = ''.join(
+            f'; {len(ids)} are not used, since {reason} '
+            f'(annotation {list_some(ids)})'
+            for reason, ids in summary.unusable.items()
+        )
         findings.errors.append(
             f'{path} has no object to train on: of {number} annotations, none '
             f'is of the classes {list_some(map(repr, chosen), 8)} and usable'
+            f'{reasons}'
         )
         return
     other = [name for name in summary.names if name not in set(chosen)]

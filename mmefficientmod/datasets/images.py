@@ -23,6 +23,7 @@ from mmefficientmod.messages import list_some
 ORIENTATION = 0x0112  # EXIF's tag
 NOT_TURNED = 1  # its value of an image that is stored upright
 SWAP_SIDES = (5, 6, 7, 8)  # its values for a turn by 90 degrees
+MIRRORED = (2, 3, 4)  # its values that keep the sides
 # Backends and flags with which mmcv turns an image as EXIF says.
 TURNING_BACKENDS = (None, 'cv2', 'pillow')
 TURNING_FLAGS = ('color', 'grayscale')
@@ -160,8 +161,11 @@ def describe_missing(
     """
     hint = ''
     folder, name = os.path.split(missing[0])
+    with_slash = missing[0].replace('\\', '/')
     without = missing[0].removesuffix(Path(name).suffix)
-    if os.path.isfile(without):
+    if with_slash != missing[0]:
+        hint = f'; write / in place of \\, as in {with_slash}'
+    elif os.path.isfile(without):
         hint = (
             f'; {without} exists: write names without {Path(name).suffix} '
             'in the list, since the data set adds it'

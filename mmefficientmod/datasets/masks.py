@@ -163,11 +163,14 @@ class LabelSummary:
         classes: Names of the classes.
         pixels: Number of pixels of each label, ``(256,)``, as loaded.
         masks: How many masks were read.
+        ignores_zero: Whether label 0 of the files is ignored, and label 1 is
+            the first class (``reduce_zero_label``). Default: no.
     """
 
     classes: Sequence[str]
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(LABELS, int))
     masks: int = 0
+    ignores_zero: bool = False
 
     def look_at(self, labels: np.ndarray) -> None:
         """Count the labels of a mask.
@@ -217,8 +220,27 @@ class LabelSummary:
             result.warnings.append(
                 f'{owner}: {len(absent)} of {count} classes have no pixel in '
                 f'the {number} masks: {list_some(absent, 8)}'
+                + self._hint(labelled)
             )
         return result
+
+    def _hint(self, labelled: np.ndarray) -> str:
+        """Where the labels of the masks may start."""
+        if len(labelled) < 2 or not labelled[1:-1].all():
+            return ''
+        if self.ignores_zero and not labelled[-1] and self.pixels[IGNORED]:
+            return (
+                '. reduce_zero_label=True ignores label 0 and calls label 1 '
+                f'{self.classes[0]!r}; set it to False if the labels count '
+                'from 0'
+            )
+        if not self.ignores_zero and not labelled[0]:
+            return (
+                f'. Label 1 is called {self.classes[1]!r}; if the labels '
+                'count from 1, subtract 1 from each, or set '
+                'reduce_zero_label=True'
+            )
+        return ''
 
 
 def read_labels(

@@ -153,6 +153,12 @@ def _refuse_wide_labels(results: Mapping[str, Any], name: str) -> None:
     if mode.startswith(WIDE_MODES):
         with Image.open(path) as image:
             values = np.array(image)
+        uneven = values[values != np.floor(values)]  # NaN as well
+        if uneven.size:
+            raise DataError(
+                f'{path} has the label {uneven[0]}; labels are whole numbers '
+                'from 0 to 255, so save the mask in 8 bits'
+            )
         if values.max() > IGNORED or values.min() < 0:
             bad = values[(values > IGNORED) | (values < 0)]
             raise DataError(

@@ -19,7 +19,11 @@ from mmengine.registry import DATASETS, EVALUATOR
 from mmengine.runner import FlexibleRunner, Runner
 
 from mmefficientmod.checkpoint.reading import CheckpointError
-from mmefficientmod.config.checks import check_settings, drop_half_loops
+from mmefficientmod.config.checks import (
+    check_batches,
+    check_settings,
+    drop_half_loops,
+)
 from mmefficientmod.config.class_checks import check_classes, metainfo
 from mmefficientmod.config.nodes import (
     LOADERS,
@@ -39,16 +43,20 @@ from mmefficientmod.datasets.checks import (
 )
 from mmefficientmod.datasets.coco_datasets import (
     check_coco_dataset,
+    check_left_out,
+    needs_masks,
     reads_coco,
 )
 from mmefficientmod.datasets.folders import check_imagenet_folders
 from mmefficientmod.datasets.lists import check_range, read_labels_of_list
+from mmefficientmod.datasets.samples import innermost
 from mmefficientmod.engine.console import drop_noise
 from mmefficientmod.engine.runner import RunnerMixin
 from mmefficientmod.engine.seeding import BuiltDataset
 from mmefficientmod.findings import Findings
-from mmefficientmod.messages import shorten
+from mmefficientmod.messages import list_some, shorten
 
+TRAIN = 'train_dataloader'
 # Errors that say what a user can correct.
 USER_ERRORS = (CheckpointError, ConfigError, DataError)
 # The data loaders of each kind of run, and the evaluator of each loader.
@@ -104,6 +112,7 @@ class Preflight:
             for loader in self.loaders:
                 with self._collect(loader):
                     self._check_loader(loader)
+            self._compare_folders()
             for loader in self.loaders:
                 name = EVALUATORS.get(loader)
                 if name and self.cfg.get(name):
@@ -166,7 +175,31 @@ class Preflight:
             return
         name_file_on_error(dataset)
         self.findings.add(check_built(dataset, loader))
+        for part in innermost(dataset):
+            owner = f'{type(part).__name__} of {loader}'
+            self.findings.add(check_left_out(part, self.files, owner))
+        self.findings.errors += check_batches(
+            self.cfg[loader], dataset, loader
+        )
         self.datasets[loader] = dataset
+
+    def _compare_folders(self) -> None:
+        """Class folders of the data sets, whose order numbers the labels."""
+        found = {
+            loader: list(part.folder_to_idx)
+            for loader, dataset in self.datasets.items()
+            for part in innermost(dataset)
+            if getattr(part, 'folder_to_idx', None)
+        }
+        for loader, names in list(found.items())[1:]:
+            first, expected = next(iter(found.items()))
+            other = sorted({*names} ^ {*expected})
+            if other:
+                self.findings.errors.append(
+                    f'{loader} has other class folders than {first} '
+                    f'({list_some(other)}), and the folders number the '
+                    'labels; give both the same folders'
+                )
 
     def _check_files(self, dataset: ConfigDict, loader: str) -> Findings:
         """Look at the files of a data set before it is built."""
@@ -227,6 +260,17 @@ class Preflight:
                     found.errors.append(
                         f'{owner}: {owner_of(dataset, loader)} {missing}'
                     )
+        if (
+            type_name(metric) == 'CocoMetric'
+            and 'segm' in (metric.get('metric') or ())
+            and TRAIN in self.loaders
+            and not any(map(needs_masks, dataset_dicts(self.cfg, TRAIN)))
+        ):
+            found.errors.append(
+                f"CocoMetric of {name}: metric='segm' needs predicted masks, "
+                'and the pipeline of train_dataloader loads none to learn '
+                f"from; set {name}.metric='bbox'"
+            )
         path = metric.get('ann_file')
         if not isinstance(path, str) or '://' in path:
             return found
@@ -258,11 +302,16 @@ class Preflight:
         path = metric['ann_file']
         content = self.files.content(path)
         if Path(path).resolve() != Path(own).resolve():
-            evaluated = {x.get('id') for x in content['images']}
-            images = {x.get('id') for x in self.files.content(own)['images']}
-            if images - evaluated:
+            same = self.files.content(own)
+            if not _images(same) <= _images(content):
                 found.errors.append(
                     f'{owner}: {path} does not have all images of {own}'
+                    f'{remedy}'
+                )
+            elif _names(content) != _names(same):
+                found.errors.append(
+                    f'{owner}: {path} has other categories than {own}, or in '
+                    'another order, in which the metric numbers the labels'
                     f'{remedy}'
                 )
         if not content.get('annotations') and not metric.get('format_only'):
@@ -302,6 +351,21 @@ def _missing_labels(metric: str, dataset: ConfigDict) -> str | None:
             'for images without labels'
         )
     return None
+
+
+def _images(content: Mapping[str, Any]) -> set[tuple[Any, str]]:
+    """Ids and names of the images of an annotation file, without folders."""
+    return {
+        (
+            x.get('id'),
+            str(x.get('file_name')).replace('\\', '/').split('/')[-1],
+        )
+        for x in content['images']
+    }
+
+
+def _names(content: Mapping[str, Any]) -> list[Any]:
+    return [category.get('name') for category in content['categories']]
 
 
 def _num_classes(cfg: Config, dataset: ConfigDict) -> tuple[int | None, str]:

@@ -1,11 +1,15 @@
 """What is wrong with a user's data, said before the first iteration."""
 
 import builtins
+import copy
+import gzip
 import json
 
 import numpy as np
 import pytest
+import torch
 from mmengine.registry import DefaultScope
+from mmengine.structures import InstanceData
 from PIL import Image
 from small_data import (
     NAMES,
@@ -125,6 +129,41 @@ BAD_FILES = {
         first(segmentation=dict(size=[9, 9], counts=[0, 81])),
         'another size than their image',
     ),
+    'RLE whose sum is another': (
+        first(segmentation=dict(size=[48, 64], counts='abc')),
+        'are damaged or have another size',
+    ),
+    'RLE of text': (
+        first(segmentation=dict(size=[48, 64], counts=['0', '3072'])),
+        'are damaged or have another size',
+    ),
+    'empty RLE': (
+        first(segmentation=dict(size=[48, 64], counts='')),
+        'are damaged or have another size',
+    ),
+    'mask as text': (first(segmentation='[[1, 2, 3]]'), 'a wrong type'),
+    'numbers of a box as text': (
+        each('bbox', ['5', '3', '20', '16']),
+        "annotation 1 has the bbox ['5', '3', '20', '16']",
+    ),
+    'id is null': (first(id=None), "1 of 9 annotations have no 'id'"),
+    'image_id is a list': (first(image_id=[1]), 'has the image_id [1]'),
+    'category_id is text': (
+        first(category_id='1'),
+        "category_id '1'), which has 1 and not '1'",
+    ),
+    'image_id is text': (
+        each('image_id', '1'),
+        "no id of the images, which has 1 and not '1'",
+    ),
+    'name is a number': (
+        lambda c: c['categories'][0].update(name=1),
+        'category 1 has the name 1, which is no text',
+    ),
+    'iscrowd is text': (
+        first(iscrowd='0'),
+        "a value of 'iscrowd' that is neither 0 nor 1",
+    ),
     'all boxes empty': (
         each('bbox', [3, 3, 0, 4]),
         'train.json has no object to train on: of 9 annotations',
@@ -134,6 +173,10 @@ BAD_FILES = {
     'no images': (
         lambda c: c.update(images=[], annotations=[]),
         'train.json has no images',
+    ),
+    'backslash': (
+        lambda c: c['images'][0].update(file_name='a\\train_1.jpg'),
+        'write / in place of \\',
     ),
     'missing image': (
         lambda c: c['images'][0].update(file_name='x.jpg'),
@@ -165,6 +208,10 @@ TEXTS = {
     'cut off': ('{"images": [', 'the file ends within the JSON text'),
     'not JSON': ('images:\n - a', 'line 1, column 1: no JSON'),
     'comma': ('{"images": [],\n}', 'line 2'),
+    'Git LFS': (
+        'version https://git-lfs.github.com/spec/v1\n',
+        'git lfs pull',
+    ),
 }
 
 
@@ -182,6 +229,13 @@ def test_binary_file_is_refused(tmp_path):
     write_coco(tmp_path)
     (tmp_path / 'train.json').write_bytes(b'\xff\xfe\x00')
     assert 'no text in UTF-8' in errors(coco_config(RETINANET, tmp_path))
+
+
+def test_packed_file_is_refused(tmp_path):
+    write_coco(tmp_path)
+    path = tmp_path / 'train.json'
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    assert 'unpack this archive' in errors(coco_config(RETINANET, tmp_path))
 
 
 def byte_order_mark(root):
@@ -232,6 +286,31 @@ DOUBTFUL = {
         first(segmentation=[[1, 2, 3, 4, 5, 6, 7]]),
         'have no mask',
     ),
+    'polygon outside': (
+        first(segmentation=[[99, 99, 120, 99, 120, 120]]),
+        'have no mask',
+    ),
+    'polygon in parts of the size': (
+        first(segmentation=[[0.1, 0.1, 0.5, 0.1, 0.5, 0.5]]),
+        'have no mask',
+    ),
+    'RLE without a pixel': (
+        first(segmentation=dict(size=[48, 64], counts=[48 * 64])),
+        'have no mask',
+    ),
+    'no mask': (first(segmentation=None), 'have no mask'),
+    'image without objects': (
+        lambda c: c.update(annotations=c['annotations'][:6]),
+        '1 of 3 images of',
+    ),
+    'small image': (
+        lambda c: c['images'][0].update(width=20, file_name='small.jpg'),
+        '1 of 3 images of',
+    ),
+    'image file twice': (
+        lambda c: c['images'][1].update(file_name='train_1.jpg'),
+        '1 image files have several entries in images (train_1.jpg)',
+    ),
     'class without objects': (
         lambda c: c.update(annotations=c['annotations'][:2]),
         "1 of 3 classes have no object: 'bird'",
@@ -242,9 +321,60 @@ DOUBTFUL = {
 @pytest.mark.parametrize('kind', DOUBTFUL)
 def test_unused_objects_are_counted(tmp_path, kind):
     edit, words = DOUBTFUL[kind]
+    write_image(tmp_path / 'images/small.jpg', width=20)
     write_coco(tmp_path, edit)
     warnings = look(coco_config(MASK_RCNN, tmp_path)).findings.warnings
     assert any('train.json' in x and words in x for x in warnings)
+
+
+def perfect_predictions(preflight):
+    """What the metric gives for predictions equal to the annotations."""
+    dataset = preflight.datasets['val_dataloader']
+    evaluator = preflight.evaluators['val_evaluator']
+    evaluator.dataset_meta = dataset.metainfo
+    for index in range(len(dataset)):
+        sample = dataset[index]['data_samples']
+        truth = sample.gt_instances
+        boxes = truth.bboxes.tensor
+        masks = torch.zeros(len(boxes), 48, 64, dtype=torch.bool)
+        for mask, (x, y, right, bottom) in zip(
+            masks, boxes.int().tolist(), strict=True
+        ):
+            mask[y:bottom, x:right] = True
+        sample.pred_instances = InstanceData(
+            bboxes=boxes,
+            labels=truth.labels,
+            scores=torch.ones(len(boxes)),
+            masks=masks,
+        )
+        evaluator.process([sample.to_dict()], {})
+    return evaluator.evaluate(len(dataset))
+
+
+# A change of one annotation, and the expected AP of boxes.
+EVALUATED = {
+    'id 0': (first(id=0), 1),
+    'id of text': (first(id='a'), 1),
+    'iscrowd in some': (lambda c: c['annotations'][0].pop('iscrowd'), 1),
+    'iscrowd null': (first(iscrowd=None), 1),
+    # The object is ignored in loading, so that nothing is predicted for it.
+    'polygon of two points': (first(segmentation=[[1, 2, 3, 4]]), 8 / 9),
+    'no polygon': (first(segmentation=[]), 8 / 9),
+    'one of two polygons': (
+        lambda c: c['annotations'][0]['segmentation'].insert(0, [1, 2, 3, 4]),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize('kind', EVALUATED)
+def test_annotations_can_be_evaluated(tmp_path, kind):
+    edit, expected = EVALUATED[kind]
+    write_coco(tmp_path, edit)
+    found = perfect_predictions(look(coco_config(MASK_RCNN, tmp_path)))
+    for metric in ('bbox', 'segm'):
+        ap = found[f'coco/{metric}_mAP']
+        assert ap == pytest.approx(expected, abs=2e-3)
 
 
 def test_boxes_alone_are_refused_by_mask_rcnn(tmp_path):
@@ -264,6 +394,7 @@ CLASSES = {
         ('dog', 'cat', 'bird'),
         "'cat' would be called 'dog'",
     ),
+    'space': (('cat ', 'dog', 'bird'), "'cat ' and 'cat' differ in spaces"),
     'of COCO': (None, "'person', 'bicycle', 'car'"),
 }
 
@@ -311,6 +442,95 @@ def test_metric_of_other_images_is_refused(tmp_path):
     message = errors(cfg)
     assert 'does not have all images of' in message
     assert 'set val_evaluator.ann_file' in message
+
+
+def reorder(content):
+    content['categories'].reverse()
+
+
+def rename(content):
+    content['categories'][0]['name'] = 'kitten'
+
+
+def other_images(content):
+    for image in content['images']:
+        image['file_name'] = f'other_{image["file_name"]}'
+
+
+@pytest.mark.parametrize(
+    ('edit', 'words'),
+    [
+        (reorder, 'in another order'),
+        (rename, 'has other categories'),
+        (other_images, 'does not have all images'),
+    ],
+)
+def test_metric_of_another_file_is_refused(tmp_path, edit, words):
+    write_coco(tmp_path)
+    content = json.loads((tmp_path / 'val.json').read_text())
+    edit(content)
+    (tmp_path / 'other.json').write_text(json.dumps(content))
+    cfg = coco_config(RETINANET, tmp_path)
+    cfg.val_evaluator.ann_file = str(tmp_path / 'other.json')
+    assert words in errors(cfg)
+
+
+def test_metric_of_masks_for_boxes_is_refused(tmp_path):
+    write_coco(tmp_path)
+    cfg = coco_config(RETINANET, tmp_path)
+    cfg.val_evaluator.metric = ['bbox', 'segm']
+    assert "set val_evaluator.metric='bbox'" in errors(cfg)
+
+
+# A change of the data set for training, and words of the message.
+BAD_SETTINGS = {
+    'prefix is text': (dict(data_prefix='images/'), 'dict(img='),
+    'metainfo is a list': (dict(metainfo=list(NAMES)), 'is no dict'),
+    'classes are a dict': (
+        dict(metainfo=dict(classes=dict(cat=0, dog=1, bird=2))),
+        'has no order of labels',
+    ),
+    'classes are a set': (
+        dict(metainfo=dict(classes={*NAMES})),
+        'classes is a set',
+    ),
+    'no indices': (dict(indices=0), 'indices=0 leaves no image'),
+}
+
+
+@pytest.mark.parametrize('kind', BAD_SETTINGS)
+def test_bad_setting_of_a_data_set_is_refused(tmp_path, kind):
+    changes, words = BAD_SETTINGS[kind]
+    write_coco(tmp_path)
+    cfg = coco_config(RETINANET, tmp_path)
+    for key, value in changes.items():
+        cfg.train_dataloader.dataset[key] = value
+    assert words in errors(cfg)
+
+
+def test_parts_with_another_order_of_classes_are_refused(tmp_path):
+    write_coco(tmp_path)
+    content = json.loads((tmp_path / 'train.json').read_text())
+    reorder(content)
+    (tmp_path / 'other.json').write_text(json.dumps(content))
+    cfg = coco_config(RETINANET, tmp_path)
+    part = cfg.train_dataloader.dataset
+    other = copy.deepcopy(part)
+    other.ann_file = 'other.json'
+    other.metainfo = dict(classes=NAMES[::-1])
+    cfg.train_dataloader.dataset = dict(
+        type='ConcatDataset', datasets=[part, other]
+    )
+    assert 'a part of train_dataloader has other classes' in errors(cfg)
+
+
+def test_data_loader_without_a_batch_is_refused(tmp_path):
+    write_coco(tmp_path)
+    cfg = coco_config(RETINANET, tmp_path)
+    cfg.train_dataloader.update(drop_last=True, batch_size=4)
+    assert 'train_dataloader: drop_last=True' in errors(cfg)
+    cfg.train_dataloader.batch_size = 3
+    look(cfg)
 
 
 def test_test_set_without_annotations(tmp_path):
@@ -409,8 +629,23 @@ def test_image_that_exif_turns(tmp_path):
     assert 'is 48x64, 64x48' in errors(cfg)
 
 
+def test_images_that_exif_mirrors_are_said(tmp_path):
+    write_coco(tmp_path)
+    path = tmp_path / 'images/train_2.jpg'
+    image = Image.open(path)
+    exif = image.getexif()
+    exif[0x0112] = 3
+    image.save(path, exif=exif)
+    warnings = look(coco_config(RETINANET, tmp_path)).findings.warnings
+    assert any('EXIF mirrors or turns 1 of 3' in x for x in warnings)
+
+
 def as_jpeg(array, path):
     Image.fromarray(array).save(path, format='JPEG')
+
+
+def as_tiff(array, path):
+    Image.fromarray(array).save(path, format='TIFF')
 
 
 def with_palette(array, path):
@@ -423,6 +658,14 @@ MASKS = {
     '16 bits': (
         dict(edit=lambda x: x.astype(np.uint16) + 256),
         'has the label 256',
+    ),
+    'parts of 1': (
+        dict(edit=lambda x: x + np.float32(0.5), save=as_tiff),
+        'has the label 0.5; labels are whole numbers',
+    ),
+    'NaN': (
+        dict(edit=lambda x: x * np.float32('nan'), save=as_tiff),
+        'has the label nan; labels are whole numbers',
     ),
     'label too high': (dict(edit=lambda x: x + 5), 'has the label 5'),
     'JPEG': (dict(save=as_jpeg), 'are JPEG files'),
@@ -468,6 +711,37 @@ def test_good_masks_are_accepted(tmp_path, save):
 def test_wide_masks_of_small_labels_are_accepted(tmp_path):
     write_masks(tmp_path, edit=lambda x: x.astype(np.uint16))
     look(mask_config(tmp_path))
+
+
+def test_more_classes_than_labels_are_refused(tmp_path):
+    write_masks(tmp_path)
+    names = [f'class {number}' for number in range(256)]
+    assert 'at most 255 classes' in errors(mask_config(tmp_path, names))
+
+
+@pytest.mark.parametrize(
+    ('ignores_zero', 'edit', 'words'),
+    [
+        (True, None, "calls label 1 'sky'"),
+        (False, lambda x: x.clip(1), "Label 1 is called 'wall'"),
+    ],
+)
+def test_labels_that_may_start_elsewhere_are_said(
+    tmp_path, ignores_zero, edit, words
+):
+    write_masks(tmp_path, edit=edit)
+    cfg = mask_config(tmp_path)
+    cfg.train_dataloader.dataset.reduce_zero_label = ignores_zero
+    assert any(words in x for x in look(cfg).findings.warnings)
+
+
+def test_images_that_are_not_used_are_said(tmp_path):
+    write_masks(tmp_path)
+    write_image(tmp_path / 'img_dir/train/other.png')
+    (tmp_path / 'img_dir/val/3.jpg').symlink_to('missing.jpg')
+    warnings = look(mask_config(tmp_path)).findings.warnings
+    assert any('1 images' in x and 'other.png' in x for x in warnings)
+    assert any('links to files' in x and '3.jpg' in x for x in warnings)
 
 
 def test_absent_classes_are_said(tmp_path):
@@ -561,6 +835,18 @@ def test_imagenet_of_other_folders_is_refused(tmp_path):
     message = errors(cfg)
     assert 'train has 2 class folders, and the data set 1000' in message
     assert 'CustomDataset' in message
+
+
+def test_other_class_folders_in_training_are_refused(tmp_path):
+    for split in ('train', 'val'):
+        for name in 'ab':
+            write_image(tmp_path / f'{split}/{name}/1.jpg')
+    cfg = list_config(tmp_path, num_classes=3)
+    for split in ('train', 'val'):
+        cfg[f'{split}_dataloader'].dataset.pop('ann_file')
+    look(cfg)
+    (tmp_path / 'train/aa').mkdir()
+    assert 'than train_dataloader (aa)' in errors(cfg)
 
 
 def test_list_with_suffixes_that_the_data_set_adds(tmp_path):

@@ -13,7 +13,8 @@ from typing import Any
 from mmefficientmod.atomic import write_folder
 from mmefficientmod.datasets.annotation_files import FILES
 from mmefficientmod.datasets.checks import DataError
-from mmefficientmod.datasets.coco import has_mask, summarise
+from mmefficientmod.datasets.coco import summarise
+from mmefficientmod.datasets.coco_masks import has_mask
 from mmefficientmod.messages import list_some
 
 from .layout import (
