@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +37,24 @@ SAMPLES = 2  # run through the whole pipeline
 HEADER_SECONDS, LABEL_SECONDS = 3.0, 1.0
 
 
-def check_built(dataset: Any, loader: str) -> Findings:
+def check_built(
+    dataset: Any, loader: str, samples_files: bool = True
+) -> Findings:
     """Look at a data set that is built.
 
     Args:
         dataset: The data set or a wrapper of data sets.
         loader: Name of its data loader, for messages.
+        samples_files: Whether to read headers of images and labels of masks
+            for some seconds. Default: True.
     """
     findings = Findings()
     parts = innermost(dataset)
     for part in parts:
         owner = f'{type(part).__name__} of {loader}'
         if hasattr(part, 'get_data_info'):
-            findings.add(_check_part(part, owner, len(parts)))
+            share = 1 / len(parts) if samples_files else 0
+            findings.add(_check_part(part, owner, share))
     if not findings.errors and all(map(_has_images, parts)):
         for index in range(min(SAMPLES, len(dataset))):
             with findings.catch(DataError):
@@ -90,30 +95,42 @@ def explain_empty(dataset: Mapping[str, Any], owner: str) -> str | None:
     return None
 
 
-def _check_part(part: Any, owner: str, number: int) -> Findings:
+class _Entries(Sequence):
+    """The entries of a data set, read when they are asked for.
+
+    Args:
+        part: The data set.
+        step: Distance of the entries that are taken.
+    """
+
+    def __init__(self, part: Any, step: int) -> None:
+        self.part, self.places = part, range(0, len(part), step)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.part.get_data_info(self.places[index])
+
+
+def _check_part(part: Any, owner: str, share: float) -> Findings:
     findings = Findings()
     if not len(part):
         findings.errors.append(f'{owner} has no images{_other_files(part)}')
         return findings
     step = -(-len(part) // MOST_ENTRIES)
-    infos = [part.get_data_info(i) for i in range(0, len(part), step)]
-    for key, kind in (('img_path', 'images'), ('seg_map_path', 'masks')):
-        paths = [x.get(key) for x in infos]
-        local = [p for p in paths if isinstance(p, str) and '://' not in p]
-        missing = missing_files(local)
-        if missing:
-            findings.errors.append(
-                describe_missing(missing, len(local), owner, kind)
-            )
+    infos: Sequence[dict] = _Entries(part, step)
+    # The images of COCO files were looked for before.
+    if not hasattr(part, 'cat2label'):
+        infos = list(infos)
+        findings.errors += _missing(infos, owner)
     if findings.errors:
         return findings
     ignored = _other_files(part)
     if ignored:
         findings.warnings.append(f'{owner}{ignored}')
-    pairs = [x for x in infos if 'reduce_zero_label' in x and _is_pair(x)]
-    if not pairs:
-        images = [x for x in infos if _is_local(x, 'img_path')]
-        findings.add(_check_images(part, images, owner, 1 / number))
+    if not _is_pair(infos[0]):
+        findings.add(_check_images(part, infos, owner, share))
     elif not part.metainfo.get('classes'):
         findings.errors.append(
             f'{owner} has no class names; set metainfo=dict(classes=(...))'
@@ -125,8 +142,16 @@ def _check_part(part: Any, owner: str, number: int) -> Findings:
             'so at most 255 classes can be told apart'
         )
     else:
-        findings.add(_check_masks(part, pairs, owner, 1 / number))
+        findings.add(_check_masks(part, infos, owner, share))
     return findings
+
+
+def _missing(infos: Sequence[dict], owner: str) -> Iterator[str]:
+    for key, kind in (('img_path', 'images'), ('seg_map_path', 'masks')):
+        paths = [x[key] for x in infos if _is_local(x, key)]
+        missing = missing_files(paths)
+        if missing:
+            yield describe_missing(missing, len(paths), owner, kind)
 
 
 def _is_local(info: Mapping[str, Any], key: str) -> bool:
@@ -134,7 +159,12 @@ def _is_local(info: Mapping[str, Any], key: str) -> bool:
 
 
 def _is_pair(info: Mapping[str, Any]) -> bool:
-    return _is_local(info, 'img_path') and _is_local(info, 'seg_map_path')
+    """Whether an entry of MMSegmentation has an image and a mask."""
+    return (
+        'reduce_zero_label' in info
+        and _is_local(info, 'img_path')
+        and _is_local(info, 'seg_map_path')
+    )
 
 
 def loads_turned(part: Any) -> bool | None:
@@ -168,6 +198,8 @@ def _check_images(
     mirrored: list[str] = []
     looked_at = 0
     for info in in_random_order(infos, share * HEADER_SECONDS):
+        if not _is_local(info, 'img_path'):
+            continue
         looked_at += 1
         path = info['img_path']
         try:

@@ -187,12 +187,15 @@ def describe_missing(
 def in_random_order(items: Sequence[T], seconds: float) -> Iterator[T]:
     """Items in a fixed random order, until the time is over.
 
-    So a part of them is a fair sample. At least one item is given.
+    So a part of them is a fair sample. At least one item is given, unless
+    the time is 0.
 
     Args:
         items: The items.
         seconds: The time.
     """
+    if not seconds:
+        return
     end = time.monotonic() + seconds
     for index in np.random.default_rng(0).permutation(len(items)):
         yield items[index]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import multiprocessing
 import zlib
@@ -12,15 +13,18 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mmefficientmod.datasets.checks import DataError
 from mmefficientmod.datasets.images import Header, parse_header
 from mmefficientmod.datasets.masks import LABELS, kinds_of_mask, kinds_of_pair
 
 CHUNK = 32  # entries that a worker takes at once
-# Endings of whole files.
-ENDINGS = dict(JPEG=b'\xff\xd9', PNG=b'IEND\xaeB`\x82')
+# How files of JPEG and PNG begin, and how whole ones end.
+ENDINGS = {
+    b'\xff\xd8': b'\xff\xd9',
+    b'\x89PNG\r\n\x1a\n': b'IEND\xaeB`\x82',
+}
 TAIL = 64  # bytes at the end of a file in which the ending is looked for
 # What is wrong with an image file, and what to do.
 IMAGE_KINDS = dict(
@@ -79,34 +83,32 @@ def inspect(entry: Entry) -> Inspected:
         entry: What to look at.
     """
     found = Inspected(entry)
-    header = None
+    data = b''
     try:
         data = Path(entry.image).read_bytes()
     except OSError:
         found.image_kinds.append('missing')
     else:
         found.digest = zlib.crc32(data), len(data)
-        try:
-            header = parse_header(io.BytesIO(data), entry.image)
-        except DataError:
-            found.image_kinds.append('unreadable')
-        else:
-            _decode(found, data, header.format)
-            if entry.said and found.size != (0, 0):
-                size = header.size(entry.turns)
-                if size != entry.said:
-                    found.image_kinds.append('said')
+        _decode(found, data)
+    if entry.said and found.size not in ((0, 0), entry.said):
+        found.image_kinds.append('said')
     if entry.mask:
+        # Pillow's header says how EXIF turns the image.
+        header = None
+        if not found.image_kinds:
+            with contextlib.suppress(DataError):
+                header = parse_header(io.BytesIO(data), entry.image)
         _inspect_mask(found, header)
     return found
 
 
-def _decode(found: Inspected, data: bytes, kind: str) -> None:
+def _decode(found: Inspected, data: bytes) -> None:
     flag = cv2.IMREAD_COLOR
     if not found.entry.turns:
         flag |= cv2.IMREAD_IGNORE_ORIENTATION
-    ending = ENDINGS.get(kind)
-    if ending and ending not in data[-TAIL:] and _is_cut(data):
+    ending = next((e for b, e in ENDINGS.items() if data.startswith(b)), b'')
+    if ending not in data[-TAIL:] and _is_cut(data):
         # OpenCV 4 fills the rest with grey; OpenCV 5 refuses the file.
         found.image_kinds.append('cut')
         return
@@ -125,6 +127,8 @@ def _is_cut(data: bytes) -> bool:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
+    except UnidentifiedImageError:
+        return False  # no image at all
     except Exception:
         return True
     return False

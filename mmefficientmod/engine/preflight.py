@@ -41,6 +41,7 @@ from mmefficientmod.datasets.checks import (
     join_root,
     owner_of,
 )
+from mmefficientmod.datasets.coco import without_gc
 from mmefficientmod.datasets.coco_datasets import (
     check_coco_dataset,
     check_left_out,
@@ -106,7 +107,7 @@ class Preflight:
         drop_noise(MMLogger.get_current_instance())
         if self.mode != 'all':
             self.findings.add(check_settings(self.cfg, self.mode))
-        with default_scope(self.cfg), self.files.shared():
+        with default_scope(self.cfg), self.files.shared(), without_gc():
             if self.mode == 'all':
                 check_classes(self.cfg, self.findings)
             for loader in self.loaders:
@@ -174,7 +175,7 @@ class Preflight:
             self.findings.add(found)
             return
         name_file_on_error(dataset)
-        self.findings.add(check_built(dataset, loader))
+        self.findings.add(check_built(dataset, loader, self.mode != 'all'))
         for part in innermost(dataset):
             owner = f'{type(part).__name__} of {loader}'
             self.findings.add(check_left_out(part, self.files, owner))

@@ -110,7 +110,7 @@ def test_pixels_are_counted_and_bad_labels_named(tmp_path):
     labels = np.full((48, 64), 7, np.uint8)
     Image.fromarray(labels).save(tmp_path / 'ann_dir/train/2.png')
     (train, _) = check_data(mask_config(tmp_path))
-    assert any('has the label 7' in x for x in train.findings.errors)
+    assert any('the label 7' in x for x in train.findings.errors)
 
 
 @pytest.mark.parametrize(
