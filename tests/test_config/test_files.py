@@ -1,5 +1,7 @@
 """A config that cannot be read: one sentence with the file and the line."""
 
+import re
+
 import pytest
 
 from mmefficientmod.config.files import load_config
@@ -182,7 +184,8 @@ def test_unreadable_config_is_explained_with_its_line(place, text, said):
     error, message = message_of('c.py')
     assert message.startswith('config c.py ')
     assert error.match(said), message
-    assert '/tmp' not in message.replace(str(place), '')
+    # MMEngine executes a copy of the config with a random name.
+    assert not re.search(r'/tmp\w{8}\b', message)
 
 
 @pytest.mark.parametrize(
