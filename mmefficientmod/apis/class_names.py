@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +9,12 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.fileio import list_from_file
-from mmengine.registry import DATASETS, Registry
+from mmengine.registry import DATASETS
 from torch import nn
 
+from mmefficientmod.config.class_checks import registered
 from mmefficientmod.config.nodes import LOADERS, dataset_dicts
-
-Colour = tuple[int, int, int]
+from mmefficientmod.datasets.own.names import Colour, distinct_colours
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def find_classes(
             f'{len(full)} classes of the model; they are called class 0, '
             'class 1 and so on'
         )
-    palette = palette[: len(full)] if palette else _spread(len(full))
+    palette = palette[: len(full)] if palette else distinct_colours(len(full))
     return Classes(full, palette, remark)
 
 
@@ -132,34 +131,8 @@ def _of_config(dataset: Mapping) -> tuple[tuple[str, ...], list[Colour]]:
 
 
 def _of_class(dataset: Mapping) -> tuple[tuple[str, ...], list[Colour]]:
-    cls = class_of(DATASETS, dataset)
+    cls = registered(DATASETS, dataset.get('type'))
     return _read(getattr(cls, 'METAINFO', None))
-
-
-def class_of(registry: Registry, node: Mapping) -> Any:
-    """The class that a dict of a config names, or None if nobody knows it.
-
-    Args:
-        registry: MMEngine's own registry of that kind of class. Names without
-            a prefix are those of the default scope.
-        node: The dict, whose ``type`` is a name or a class.
-    """
-    kind = node.get('type')
-    if not isinstance(kind, str):
-        return kind
-    with registry.switch_scope_and_registry(None) as own:
-        return own.get(kind)
-
-
-def _spread(number: int) -> list[Colour]:
-    """Colours whose hues are far apart, also those of neighbouring labels."""
-    colours: list[Colour] = []
-    for i in range(number):
-        # Steps of the golden ratio spread points over a circle.
-        hue = i * 0.618034 % 1
-        r, g, b = colorsys.hsv_to_rgb(hue, (0.9, 0.6)[i % 2], (0.9, 1)[i % 2])
-        colours.append((round(255 * r), round(255 * g), round(255 * b)))
-    return colours
 
 
 def count_classes(model: nn.Module) -> int | None:

@@ -22,10 +22,11 @@ from mmengine.config import Config, ConfigDict
 from mmefficientmod.config.nodes import LOADERS, dataset_dicts
 from mmefficientmod.config.toolbox import default_scope, import_toolbox
 from mmefficientmod.datasets.built import loads_turned
-from mmefficientmod.datasets.checks import (
-    join_root,
+from mmefficientmod.datasets.coco_datasets import (
+    ann_path,
+    image_folder,
+    reads_coco,
 )
-from mmefficientmod.datasets.coco_datasets import reads_coco
 from mmefficientmod.datasets.images import turns_images
 from mmefficientmod.datasets.inspection import (
     IMAGE_KINDS,
@@ -150,14 +151,13 @@ def _entries(cfg: Config, loader: str, preflight: Preflight) -> list[Entry]:
 def _coco_entries(
     dataset: ConfigDict, preflight: Preflight, turns: bool
 ) -> list[Entry]:
-    path = join_root(dataset, dataset.get('ann_file') or '')
+    path = ann_path(dataset)
     if (
         path not in preflight.files
         or preflight.files.summary(path).findings.errors
     ):
         return []
-    prefix = (dataset.get('data_prefix') or {}).get('img', '')
-    folder = join_root(dataset, prefix)
+    folder = image_folder(dataset)
     return [
         Entry(
             os.path.join(folder, image['file_name']),
@@ -216,7 +216,7 @@ def _summarise(
 def _count_objects(
     report: DataReport, dataset: ConfigDict, preflight: Preflight
 ) -> None:
-    path = join_root(dataset, dataset.get('ann_file') or '')
+    path = ann_path(dataset)
     if path not in preflight.files:
         return
     report.kind = 'objects'
@@ -226,9 +226,7 @@ def _count_objects(
     total.update(summary.num_objects)
     report.counts = dict(total)
     content = preflight.files.content(path)
-    folder = join_root(
-        dataset, (dataset.get('data_prefix') or {}).get('img', '')
-    )
+    folder = image_folder(dataset)
     names = {x.get('id'): x.get('file_name') for x in content['images']}
     objects = {x.get('id'): x for x in content.get('annotations') or []}
     for reason, ids in summary.unusable.items():

@@ -30,7 +30,6 @@ from mmengine.registry import VISUALIZERS, init_default_scope
 
 from mmefficientmod.apis.class_names import (
     Classes,
-    class_of,
     count_classes,
     dataset_meta,
     find_classes,
@@ -38,6 +37,7 @@ from mmefficientmod.apis.class_names import (
 from mmefficientmod.checkpoint.entry import protect
 from mmefficientmod.checkpoint.loading import load_whole
 from mmefficientmod.checkpoint.reading import read_checkpoint, select_weights
+from mmefficientmod.config.class_checks import registered
 from mmefficientmod.config.files import TOOLBOXES, load_config
 from mmefficientmod.config.nodes import ConfigError, dataset_dicts, type_name
 from mmefficientmod.config.toolbox import import_toolbox
@@ -238,8 +238,8 @@ def _visualizer(cfg: Config, scope: str) -> ConfigDict:
     given = cfg.get('visualizer')
     if not isinstance(given, Mapping):
         return usual
-    cls = class_of(VISUALIZERS, given)
-    drawer = class_of(VISUALIZERS, usual)
+    cls = registered(VISUALIZERS, given.get('type'))
+    drawer = registered(VISUALIZERS, usual.get('type'))
     if not isinstance(cls, type) or not issubclass(cls, drawer):
         return usual
     options = {k: v for k, v in given.items() if k != 'name'}

@@ -1,6 +1,6 @@
 """Checks of data, class folders, own and generated data sets."""
 
-from .checks import DataError, check_data_exists
+from .checks import DataError
 from .folders import fit_classes
 from .mini import apply_mini
 from .own import apply_own
@@ -10,7 +10,6 @@ __all__ = [
     'DataError',
     'apply_mini',
     'apply_own',
-    'check_data_exists',
     'fit_classes',
     'name_file_on_error',
 ]

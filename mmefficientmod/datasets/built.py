@@ -12,6 +12,7 @@ from mmengine.registry import DATASETS
 
 from mmefficientmod.datasets.checks import DataError
 from mmefficientmod.datasets.images import (
+    IMAGE_SUFFIXES,
     MIRRORED,
     describe_missing,
     in_random_order,
@@ -31,7 +32,6 @@ from mmefficientmod.messages import list_some
 
 # Entries whose files are looked for; of more, an even part.
 MOST_ENTRIES = 200_000
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 SAMPLES = 2  # run through the whole pipeline
 # Time for a data set, in seconds.
 HEADER_SECONDS, LABEL_SECONDS = 3.0, 1.0

@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
-
-from mmefficientmod.config.nodes import dataset_dicts, type_name
+from mmefficientmod.config.nodes import type_name
 from mmefficientmod.findings import Findings
 
 
 class DataError(RuntimeError):
     """A file of a data set is missing, cannot be loaded or has bad labels."""
-
-
-def check_data_exists(cfg: Config, loaders: Sequence[str]) -> None:
-    """Check that the folders and files that a config names exist.
-
-    Args:
-        cfg: The config.
-        loaders: Names of the data loaders to check, such as
-            ``train_dataloader``.
-
-    Raises:
-        DataError: If a folder or file is missing, or a folder of images is
-            empty. The message names each such path and the remedy.
-    """
-    findings = Findings()
-    for loader in loaders:
-        for dataset in dataset_dicts(cfg, loader):
-            findings.add(check_paths(dataset, owner_of(dataset, loader)))
-    if findings.errors:
-        raise DataError(findings.message())
 
 
 def check_paths(dataset: Mapping[str, Any], owner: str) -> Findings:

@@ -154,7 +154,6 @@ class CocoSummary:
     Attributes:
         path: The file.
         names: Names of the categories, in the order of the file.
-        num_images: Number of images.
         num_objects: Usable objects of each category, by its name.
         unusable: Ids of the objects that no training uses, by the reason.
         without_mask: Ids of usable objects without a mask.
@@ -163,7 +162,6 @@ class CocoSummary:
 
     path: str
     names: tuple[str, ...] = ()
-    num_images: int = 0
     num_objects: dict[str, int] = field(default_factory=dict)
     unusable: dict[str, list] = field(default_factory=dict)
     without_mask: list = field(default_factory=list)
@@ -177,7 +175,7 @@ def summarise(content: Mapping[str, Any], path: str | Path) -> CocoSummary:
         content: From :func:`read_coco`.
         path: Name of the file, for messages.
     """
-    summary = CocoSummary(str(path), num_images=len(content['images']))
+    summary = CocoSummary(str(path))
     errors = summary.findings.errors
     objects = content.get('annotations') or []
     for kind, key, needed in (

@@ -30,15 +30,34 @@ def reads_coco(dataset: Mapping[str, Any]) -> bool:
     kind = registered(DATASETS, dataset.get('type'))
     if kind is None:
         return False
-    if not kind.__module__.startswith('mmdet.') and not any(
-        base.__module__.startswith('mmdet.') for base in kind.__mro__
-    ):
+    # MMDetection need not be installed for the other toolboxes.
+    if not any(x.__module__.startswith('mmdet.') for x in kind.__mro__):
         return False
     from mmdet.datasets import CocoDataset
 
     return (
         issubclass(kind, CocoDataset)
         and kind.load_data_list is CocoDataset.load_data_list
+    )
+
+
+def ann_path(dataset: Mapping[str, Any]) -> str:
+    """Path of the annotation file of a data set.
+
+    Args:
+        dataset: The dict of the data set.
+    """
+    return join_root(dataset, dataset.get('ann_file') or '')
+
+
+def image_folder(dataset: Mapping[str, Any]) -> str:
+    """The folder to which the names in the annotation file are relative.
+
+    Args:
+        dataset: The dict of the data set.
+    """
+    return join_root(
+        dataset, (dataset.get('data_prefix') or {}).get('img', '')
     )
 
 
@@ -65,7 +84,7 @@ def check_coco_dataset(
             f'data_prefix=dict(img={prefix!r})'
         )
         return findings
-    path = join_root(dataset, dataset.get('ann_file') or '')
+    path = ann_path(dataset)
     summary = files.summary(path)
     findings.add(summary.findings)
     if findings.errors:
@@ -77,7 +96,7 @@ def check_coco_dataset(
     if not images:
         findings.errors.append(f'{path} has no images')
     if not findings.errors:
-        folder = join_root(dataset, prefix.get('img', ''))
+        folder = image_folder(dataset)
         paths = [os.path.join(folder, x['file_name']) for x in images]
         findings.warnings += _repeated_files(images, path)
         missing = missing_files(paths) if '://' not in folder else []

@@ -20,6 +20,9 @@ from mmefficientmod.config.nodes import type_name
 from mmefficientmod.datasets.checks import DataError
 from mmefficientmod.messages import list_some
 
+IMAGE_SUFFIXES = (
+    '.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp',
+)  # fmt: skip
 ORIENTATION = 0x0112  # EXIF's tag
 NOT_TURNED = 1  # its value of an image that is stored upright
 SWAP_SIDES = (5, 6, 7, 8)  # its values for a turn by 90 degrees

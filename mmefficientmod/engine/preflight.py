@@ -7,6 +7,7 @@ takes them, so that no annotation file is read twice.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,7 +126,7 @@ class Preflight:
         for line in self.left_out:
             print_log(line, 'current')
         for warning in self.findings.warnings:
-            print_log(warning, 'current', 30)
+            print_log(warning, 'current', logging.WARNING)
 
     def hand_over(self, runner: Runner | FlexibleRunner) -> None:
         """Give what was built to the runner.
@@ -209,7 +210,7 @@ class Preflight:
         if found.errors:
             return found
         if reads_coco(dataset):
-            trains = loader == 'train_dataloader'
+            trains = loader == TRAIN
             found.add(check_coco_dataset(dataset, self.files, owner, trains))
         elif type_name(dataset) == 'ImageNet':
             bad = check_imagenet_folders(dataset, owner)

@@ -14,13 +14,13 @@ from mmengine.registry import DATASETS, init_default_scope
 from pycocotools.coco import COCO as CocoApi
 
 from mmefficientmod.config.files import load_config
-from mmefficientmod.config.nodes import ConfigError
+from mmefficientmod.config.nodes import ConfigError, dataset_dicts
 from mmefficientmod.datasets import (
     DataError,
     apply_mini,
-    check_data_exists,
     name_file_on_error,
 )
+from mmefficientmod.datasets.checks import check_paths, owner_of
 from mmefficientmod.datasets.mini import (
     MINIATURES,
     ade20k,
@@ -28,6 +28,7 @@ from mmefficientmod.datasets.mini import (
     imagenet,
     prepare,
 )
+from mmefficientmod.findings import Findings
 
 CONFIG = 'mmefficientmod::seg/fpn_efficientmod_xxs_ade20k.py'
 ADE = MINIATURES['ADE20KDataset']
@@ -35,6 +36,16 @@ COCO = MINIATURES['CocoDataset']
 IMAGENET = MINIATURES['ImageNet']
 DET = 'mmefficientmod::det/mask_rcnn_efficientmod_s_fpn_1x_coco.py'
 CLS = 'mmefficientmod::cls/efficientmod_s_in1k.py'
+
+
+def check_data_exists(cfg, loaders):
+    """Raise what the checks before a run say of the paths of data sets."""
+    found = Findings()
+    for loader in loaders:
+        for dataset in dataset_dicts(cfg, loader):
+            found.add(check_paths(dataset, owner_of(dataset, loader)))
+    if found.errors:
+        raise DataError(found.message())
 
 
 def digest(folder):

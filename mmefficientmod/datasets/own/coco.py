@@ -15,10 +15,10 @@ from mmefficientmod.datasets.annotation_files import FILES
 from mmefficientmod.datasets.checks import DataError
 from mmefficientmod.datasets.coco import summarise
 from mmefficientmod.datasets.coco_masks import has_mask
+from mmefficientmod.datasets.images import IMAGE_SUFFIXES
 from mmefficientmod.messages import list_some
 
 from .layout import (
-    IMAGE_SUFFIXES,
     SPLITS,
     OwnData,
     Split,
@@ -30,7 +30,7 @@ from .layout import (
     split_of,
     split_of_path,
 )
-from .names import palette
+from .names import distinct_colours
 
 
 @dataclass
@@ -180,7 +180,7 @@ def read_files(
         splits=splits,
         classes=reader.classes,
         names_from=names_from or f'the categories of {first.name}',
-        palette=palette(len(reader.classes)),
+        palette=distinct_colours(len(reader.classes)),
         notes=reader.notes,
         has_masks=reader.has_masks,
     )

@@ -18,10 +18,10 @@ import yaml
 
 from mmefficientmod.atomic import write_folder
 from mmefficientmod.datasets.checks import DataError
+from mmefficientmod.datasets.images import IMAGE_SUFFIXES
 from mmefficientmod.messages import shorten
 
 from .layout import (
-    IMAGE_SUFFIXES,
     SPLITS,
     list_files,
     prepared_folder,

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmefficientmod.datasets.checks import DataError
+from mmefficientmod.datasets.images import IMAGE_SUFFIXES
 from mmefficientmod.messages import list_some
 
 from .coco import find_coco, read_files
 from .convert import convert, find_source
 from .folders import find_class_folders
-from .layout import IMAGE_SUFFIXES, OwnData, list_files
+from .layout import OwnData, list_files
 from .masks import find_masks
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from mmefficientmod.atomic import write_folder
 from mmefficientmod.datasets.checks import DataError
+from mmefficientmod.datasets.images import IMAGE_SUFFIXES
 
 from .layout import (
-    IMAGE_SUFFIXES,
     OwnData,
     Split,
     hold_out,
@@ -18,7 +18,7 @@ from .layout import (
     role_of,
     split_of,
 )
-from .names import palette
+from .names import distinct_colours
 
 
 def find_class_folders(root: Path) -> OwnData | None:
@@ -57,7 +57,7 @@ def find_class_folders(root: Path) -> OwnData | None:
             },
             classes=classes,
             names_from=f'the folders in {first.name}',
-            palette=palette(len(classes)),
+            palette=distinct_colours(len(classes)),
         )
     classes = _classes(root)
     if len(classes) < 2 or {'image', 'mask'} & {
@@ -116,6 +116,6 @@ def _divide(root: Path, classes: tuple[str, ...]) -> OwnData:
         },
         classes=classes,
         names_from='the folders',
-        palette=palette(len(classes)),
+        palette=distinct_colours(len(classes)),
         notes=[hold_out_note('no folders for it')],
     )

@@ -29,9 +29,6 @@ MASK_WORDS = {
 IMAGE_WORDS = {
     'image', 'images', 'img', 'imgs', 'jpegimages', 'leftimg', 'photos',
 }  # fmt: skip
-IMAGE_SUFFIXES = (
-    '.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp',
-)  # fmt: skip
 # One image of so many is for validation where the data has no such split.
 VAL_EVERY = 5
 MOST_LEVELS = 6  # of folders that are searched

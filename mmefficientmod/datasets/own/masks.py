@@ -14,11 +14,11 @@ from PIL import Image
 
 from mmefficientmod.atomic import write_folder
 from mmefficientmod.datasets.checks import DataError
+from mmefficientmod.datasets.images import IMAGE_SUFFIXES
 from mmefficientmod.datasets.masks import IGNORED
 from mmefficientmod.messages import list_some
 
 from .layout import (
-    IMAGE_SUFFIXES,
     SPLIT_WORDS,
     SPLITS,
     OwnData,
@@ -41,7 +41,7 @@ from .mask_files import (
     look_at_some,
     read_mask,
 )
-from .names import ADE20K, Names, ade20k_names, palette, read_names
+from .names import ADE20K, Names, ade20k_names, distinct_colours, read_names
 
 # Folders of masks of instances, and of drawings of masks.
 NO_MASKS = re.compile('segmentation(object|classvisualization)', re.I)
@@ -118,7 +118,7 @@ def find_masks(root: Path) -> OwnData | None:
         names_from=names.path.name if names else _advice(root, convert),
         palette=[*names.colours]
         if names and len(names.colours) == len(classes)
-        else palette(len(classes)),
+        else distinct_colours(len(classes)),
         notes=notes,
         ignores_zero=ignores_zero,
     )

@@ -153,7 +153,7 @@ def _read_label(path: Path, number: int, line: str) -> tuple[int, str]:
     return int(label), name
 
 
-def palette(number: int) -> list[Colour]:
+def distinct_colours(number: int) -> list[Colour]:
     """Distinct colours (R, G, B) for classes.
 
     Args:
