@@ -1,0 +1,206 @@
+"""Running an exported file, by ONNX Runtime or OpenVINO."""
+
+from __future__ import annotations
+
+import abc
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmefficientmod.config.nodes import ConfigError
+from mmefficientmod.deploy.onnx_files import IMAGE, require
+from mmefficientmod.messages import shorten
+
+ONNX, OPENVINO = '.onnx', '.xml'
+SUFFIXES = (ONNX, OPENVINO)
+
+
+def is_exported(path: str | os.PathLike) -> bool:
+    """Whether a path is that of an exported file, by its suffix."""
+    return str(path).lower().endswith(SUFFIXES)
+
+
+class ExportedFile(abc.ABC):
+    """A file that takes images and returns named arrays.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        metadata: The description in the file, text by name; empty for a file
+            that another program wrote.
+        input_shape: Shape of the input; None for each dimension that may
+            differ.
+        raw: Whether the input is ``(N, H, W, 3)`` uint8 RGB; else it is
+            ``(N, 3, H, W)`` float32, normalised.
+    """
+
+    metadata: dict[str, str]
+    input_shape: tuple[int | None, ...]
+    raw: bool
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+
+    @abc.abstractmethod
+    def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """The outputs, by name.
+
+        Args:
+            image: As ``input_shape`` and ``raw`` say.
+
+        Raises:
+            ConfigError: If the file cannot be run on this image.
+        """
+
+    def described(self, name: str, default: Any = None) -> Any:
+        """A value of the description, which is JSON."""
+        text = self.metadata.get(name)
+        return default if text is None else json.loads(text)
+
+    def _failed(self, image: np.ndarray, error: Exception) -> ConfigError:
+        return ConfigError(
+            f'{self.path} cannot be run on an image {image.shape}; it takes '
+            f'{_shape_text(self.input_shape)} ({shorten(str(error))})'
+        )
+
+
+def open_file(
+    path: str | os.PathLike, threads: int | None = None
+) -> ExportedFile:
+    """Open an exported file.
+
+    Args:
+        path: A file of ONNX, or the ``.xml`` of OpenVINO.
+        threads: CPU threads. Default: the library's choice.
+
+    Raises:
+        ConfigError: If the file does not exist, is of another kind or cannot
+            be read, or the library for it is not installed.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f'{path} does not exist')
+    suffix = Path(path).suffix.lower()
+    if suffix == ONNX:
+        return _OnnxFile(path, threads)
+    if suffix == OPENVINO:
+        return _OpenVinoFile(path, threads)
+    raise ConfigError(
+        f'{path} cannot be run: files that end in {" or ".join(SUFFIXES)} can'
+    )
+
+
+class _OnnxFile(ExportedFile):
+    def __init__(
+        self, path: str | os.PathLike, threads: int | None
+    ) -> None:
+        super().__init__(path)
+        require('onnxruntime')
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        if threads:
+            options.intra_op_num_threads = threads
+            options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors only
+        try:
+            self._session = onnxruntime.InferenceSession(
+                os.fspath(path), options, providers=['CPUExecutionProvider']
+            )
+        except Exception as error:
+            raise ConfigError(
+                f'{path} cannot be read by ONNX Runtime '
+                f'({shorten(str(error))})'
+            ) from error
+        (given,) = self._session.get_inputs()
+        self._input = given.name
+        self.input_shape = tuple(
+            n if isinstance(n, int) else None for n in given.shape
+        )
+        self.raw = given.type == 'tensor(uint8)'
+        self.metadata = dict(
+            self._session.get_modelmeta().custom_metadata_map
+        )
+        self._outputs = [x.name for x in self._session.get_outputs()]
+
+    def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        try:
+            found = self._session.run(None, {self._input: image})
+        except Exception as error:
+            raise self._failed(image, error) from error
+        return dict(zip(self._outputs, found, strict=True))
+
+
+class _OpenVinoFile(ExportedFile):
+    def __init__(
+        self, path: str | os.PathLike, threads: int | None
+    ) -> None:
+        super().__init__(path)
+        require('openvino', 'openvino')
+        import openvino
+
+        settings: dict[str, Any] = {'PERFORMANCE_HINT': 'LATENCY'}
+        if threads:
+            settings['INFERENCE_NUM_THREADS'] = threads
+        try:
+            model = openvino.Core().read_model(os.fspath(path))
+            self._model = openvino.compile_model(
+                model, device_name='CPU', config=settings
+            )
+        except Exception as error:
+            raise ConfigError(
+                f'{path} cannot be read by OpenVINO ({shorten(str(error))})'
+            ) from error
+        (given,) = model.inputs
+        self.input_shape = tuple(
+            None if n.is_dynamic else n.get_length()
+            for n in given.partial_shape
+        )
+        self.raw = given.element_type == openvino.Type.u8
+        info = model.rt_info
+        self.metadata = (
+            {k: v.value for k, v in info[INFO].items()}
+            if INFO in info
+            else {}
+        )
+
+    def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        try:
+            found = self._model(image)
+        except Exception as error:
+            raise self._failed(image, error) from error
+        return {
+            port.get_any_name(): value for port, value in found.items()
+        }
+
+
+# The part of a file of OpenVINO that has our description.
+INFO = 'mmefficientmod'
+
+
+def description(
+    values: Mapping[str, Any],
+) -> dict[str, str]:
+    """A description for a file: each value as JSON."""
+    return {k: json.dumps(v) for k, v in values.items()}
+
+
+def _shape_text(shape: tuple[int | None, ...]) -> str:
+    return f'({", ".join("any" if n is None else str(n) for n in shape)})'
+
+
+__all__ = [
+    'IMAGE',
+    'INFO',
+    'ONNX',
+    'OPENVINO',
+    'SUFFIXES',
+    'ExportedFile',
+    'description',
+    'is_exported',
+    'open_file',
+]

@@ -1,0 +1,116 @@
+"""A model as one function from a batch of images to named tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Names of dimensions that may differ from run to run.
+BATCH, HEIGHT, WIDTH = 'batch', 'height', 'width'
+
+
+class ExportGraph(nn.Module):
+    """What is exported: images in, named tensors out.
+
+    A subclass computes in :meth:`forward` what the file shall compute, and in
+    :meth:`reference` what the toolbox computes for the same images.
+
+    Args:
+        model: The model, in evaluation mode.
+
+    Attributes:
+        task: ``'cls'``, ``'seg'``, ``'det'`` or ``'backbone'``.
+        outputs: For each output, in order, the names of its dimensions that
+            may differ from run to run, by their index.
+        batched: Whether more than one image can be given at once.
+    """
+
+    task: str
+    outputs: dict[str, dict[int, str]]
+    batched = True
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """``(N, 3, H, W)``, normalised, to the tensors of ``outputs``."""
+        raise NotImplementedError
+
+    def reference(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The same by the functions of the toolbox. Default: ``forward``."""
+        return self(image)
+
+
+class BackboneGraph(ExportGraph):
+    """A backbone alone: one output for each level of the pyramid.
+
+    Args:
+        model: A module that returns a tensor ``(N, C_i, H_i, W_i)`` for each
+            level.
+        strides: Stride of each level, for the names of the outputs.
+    """
+
+    task = 'backbone'
+
+    def __init__(self, model: nn.Module, strides: tuple[int, ...]) -> None:
+        super().__init__(model)
+        self.outputs = {
+            f'stride_{stride}': {
+                0: BATCH,
+                2: f'{HEIGHT}_{stride}',
+                3: f'{WIDTH}_{stride}',
+            }
+            for stride in strides
+        }
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """``(N, 3, H, W)`` to one ``(N, C_i, H_i, W_i)`` for each level."""
+        return tuple(self.model(image))
+
+
+class RawImages(nn.Module):
+    """A graph that takes raw images and normalises them itself.
+
+    Args:
+        graph: The graph, which takes normalised images.
+        mean: Mean of each channel, in the order that the model reads.
+        std: Standard deviation of each channel, in the same order.
+        rgb: Whether the model reads RGB; else BGR.
+    """
+
+    def __init__(
+        self, graph: nn.Module, mean: Tensor, std: Tensor, rgb: bool
+    ) -> None:
+        super().__init__()
+        self.graph = graph
+        self.rgb = rgb
+        self.register_buffer('scale', 1 / std.view(1, -1, 1, 1))
+        self.register_buffer('shift', (-mean / std).view(1, -1, 1, 1))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """``(N, H, W, 3)`` uint8 RGB to the outputs of the graph."""
+        x = image.permute(0, 3, 1, 2).float()
+        if not self.rgb:
+            x = x.flip(1)
+        return self.graph(x * self.scale + self.shift)
+
+
+def pad_to_multiple(image: Tensor, divisor: int, value: float) -> Tensor:
+    """Pad images at the right and the bottom, as data preprocessors do.
+
+    Args:
+        image: ``(N, C, H, W)``.
+        divisor: Height and width become multiples of it.
+        value: The padding.
+    """
+    if divisor <= 1:
+        return image
+    height, width = image.shape[-2:]
+    return F.pad(
+        image, (0, -width % divisor, 0, -height % divisor), value=value
+    )
+
