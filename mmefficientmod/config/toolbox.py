@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from torch import nn
 
@@ -73,7 +73,18 @@ def build_model(cfg: Config) -> nn.Module:
     scope = cfg.get('default_scope') or 'mmengine'
     import_toolbox(scope)
     init_default_scope(scope)
-    return MODELS.build(cfg.model)
+    return MODELS.build(model_dict(cfg))
+
+
+def model_dict(cfg: Config) -> ConfigDict:
+    """The model of a config, with the data preprocessor that is beside it.
+
+    MMPretrain's configs have it there, and MMEngine's runner takes it.
+    """
+    node = ConfigDict(cfg.get('model') or {})
+    if cfg.get('data_preprocessor'):
+        node.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return node
 
 
 def input_size(cfg: Config) -> tuple[int, int]:

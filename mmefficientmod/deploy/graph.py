@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmefficientmod.models.normalisation import ImageNormalisation
+
 # Names of dimensions that may differ from run to run.
 BATCH, HEIGHT, WIDTH = 'batch', 'height', 'width'
 
@@ -46,25 +48,21 @@ class ExportGraph(nn.Module):
 
 
 class BackboneGraph(ExportGraph):
-    """A backbone alone: one output for each level of the pyramid.
+    """A backbone alone: outputs ``level_0``, ``level_1`` and so on.
 
     Args:
         model: A module that returns a tensor ``(N, C_i, H_i, W_i)`` for each
             level.
-        strides: Stride of each level, for the names of the outputs.
+        levels: Number of levels.
     """
 
     task = 'backbone'
 
-    def __init__(self, model: nn.Module, strides: tuple[int, ...]) -> None:
+    def __init__(self, model: nn.Module, levels: int) -> None:
         super().__init__(model)
         self.outputs = {
-            f'stride_{stride}': {
-                0: BATCH,
-                2: f'{HEIGHT}_{stride}',
-                3: f'{WIDTH}_{stride}',
-            }
-            for stride in strides
+            f'level_{i}': {0: BATCH, 2: f'{HEIGHT}_{i}', 3: f'{WIDTH}_{i}'}
+            for i in range(levels)
         }
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -77,26 +75,35 @@ class RawImages(nn.Module):
 
     Args:
         graph: The graph, which takes normalised images.
-        mean: Mean of each channel, in the order that the model reads.
-        std: Standard deviation of each channel, in the same order.
-        rgb: Whether the model reads RGB; else BGR.
+        normalisation: How its images are normalised.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(
-        self, graph: nn.Module, mean: Tensor, std: Tensor, rgb: bool
+        self, graph: nn.Module, normalisation: ImageNormalisation
     ) -> None:
         super().__init__()
         self.graph = graph
-        self.rgb = rgb
-        self.register_buffer('scale', 1 / std.view(1, -1, 1, 1))
-        self.register_buffer('shift', (-mean / std).view(1, -1, 1, 1))
+        self.rgb = normalisation.rgb
+        mean, std = (
+            torch.tensor(x, dtype=torch.float64).view(1, -1, 1, 1)
+            for x in (normalisation.mean, normalisation.std)
+        )
+        self.register_buffer('scale', (1 / std).float())
+        self.register_buffer('shift', (-mean / std).float())
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """``(N, H, W, 3)`` uint8 RGB to the outputs of the graph."""
+    def normalise(self, image: Tensor) -> Tensor:
+        """``(N, H, W, 3)`` uint8 RGB to ``(N, 3, H, W)`` float32."""
         x = image.permute(0, 3, 1, 2).float()
         if not self.rgb:
             x = x.flip(1)
-        return self.graph(x * self.scale + self.shift)
+        return x * self.scale + self.shift
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """``(N, H, W, 3)`` uint8 RGB to the outputs of the graph."""
+        return self.graph(self.normalise(image))
 
 
 def pad_to_multiple(image: Tensor, divisor: int, value: float) -> Tensor:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.config import ConfigDict
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
@@ -32,8 +28,9 @@ from mmefficientmod.checkpoint.reading import (
 )
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError, type_name
-from mmefficientmod.config.toolbox import default_scope, input_size
+from mmefficientmod.config.toolbox import default_scope, input_size, model_dict
 from mmefficientmod.models.backbones.timm_models import check_name
+from mmefficientmod.models.normalisation import ImageNormalisation
 from mmefficientmod.rng import forked_rng
 
 # timm's name of the RegNetY-160 that taught DeiT and EfficientMod.
@@ -247,12 +244,8 @@ class Teacher:
         self, name: str
     ) -> tuple[nn.Module, ImageNormalisation, tuple[int, int] | None]:
         cfg = load_config(name)
-        node = ConfigDict(cfg.get('model') or {})
-        # MMPretrain has it beside the model.
-        if cfg.get('data_preprocessor'):
-            node.setdefault('data_preprocessor', cfg.data_preprocessor)
         with default_scope(cfg):
-            model = self._from_dict(node)
+            model = self._from_dict(model_dict(cfg))
         size = None
         if cfg.get('default_scope') == 'mmpretrain':
             with suppress(ConfigError):  # no test pipeline
@@ -275,51 +268,6 @@ class Teacher:
             weights, _ = select_weights(content, self.checkpoint)
             load_whole(model, weights, self.checkpoint)
         return model
-
-
-@dataclass(frozen=True)
-class ImageNormalisation:
-    """How pixels from 0 to 255 are normalised for a model.
-
-    Attributes:
-        mean: Subtracted, one value for each channel or one for all. Default:
-            0.
-        std: Divided by, one value for each channel or one for all. Default:
-            1.
-        rgb: Whether the channels are RGB, and not BGR. Default: True.
-    """
-
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    rgb: bool = True
-
-    @classmethod
-    def of(cls, preprocessor: nn.Module) -> ImageNormalisation:
-        """The normalisation of a data preprocessor for BGR images."""
-        # The names in MMPretrain, in MMEngine and MMDetection, and in
-        # MMSegmentation.
-        flags = ('to_rgb', '_channel_conversion', 'channel_conversion')
-        rgb = any(getattr(preprocessor, flag, False) for flag in flags)
-        if not getattr(preprocessor, '_enable_normalize', False):
-            return cls(rgb=rgb)
-        mean, std = map(preprocessor.get_buffer, ('mean', 'std'))
-        return cls(
-            tuple(mean.flatten().tolist()), tuple(std.flatten().tolist()), rgb
-        )
-
-    def reversed(self) -> ImageNormalisation:
-        """The same normalisation for channels in the reverse order."""
-        return ImageNormalisation(
-            self.mean[::-1], self.std[::-1], not self.rgb
-        )
-
-    def is_like(self, other: ImageNormalisation) -> bool:
-        """Whether both are equal, up to rounding to float32."""
-        return self.rgb == other.rgb and all(
-            len(x) == len(y)
-            and all(map(partial(math.isclose, rel_tol=1e-6), x, y))
-            for x, y in ((self.mean, other.mean), (self.std, other.std))
-        )
 
 
 class TeacherNetwork(nn.Module):

@@ -1,0 +1,330 @@
+"""A trained model as a file that runs without PyTorch, and is checked."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from mmefficientmod.apis.class_names import (
+    Classes,
+    count_classes,
+    dataset_meta,
+    find_classes,
+)
+from mmefficientmod.apis.inference import toolbox_of
+from mmefficientmod.atomic import atomic_write
+from mmefficientmod.checkpoint.loading import load_whole
+from mmefficientmod.checkpoint.reading import read_checkpoint, select_weights
+from mmefficientmod.compat import installed_stack
+from mmefficientmod.config.nodes import ConfigError
+from mmefficientmod.config.toolbox import build_model, input_size
+from mmefficientmod.datasets.folders import has_class_folders, set_num_classes
+from mmefficientmod.deploy.checking import Difference, compare
+from mmefficientmod.deploy.files import ONNX, description, open_file
+from mmefficientmod.deploy.graph import ExportGraph, RawImages
+from mmefficientmod.deploy.images import (
+    as_batch,
+    drawn_images,
+    find_images,
+    read_images,
+)
+from mmefficientmod.deploy.onnx_files import describe, write_onnx
+from mmefficientmod.deploy.rewriting import fix_random_bases
+from mmefficientmod.deploy.segmentor import LOGITS
+from mmefficientmod.deploy.tasks import build_graph
+from mmefficientmod.models.layers.deploy import switch_to_deploy
+from mmefficientmod.models.normalisation import ImageNormalisation
+from mmefficientmod.version import __version__
+
+DYNAMIC = 'dynamic'
+LICENCE = 'Apache-2.0'
+# Largest difference from PyTorch, relative to the largest value.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is exported, and how.
+
+    Attributes:
+        part: ``'model'`` or ``'backbone'``.
+        size: Height and width in pixels; None where they may differ from run
+            to run.
+        batch: Number of images; None where it may differ.
+        output: Of a segmentor, ``'logits'`` or ``'labels'``.
+        preprocess: Whether the file takes raw RGB images and normalises them
+            itself.
+        images: A folder of images for the check; None for those of the
+            config.
+        tolerance: Largest difference from PyTorch, relative to the largest
+            value.
+    """
+
+    part: str = 'model'
+    size: tuple[int, int] | None = None
+    batch: int | None = 1
+    output: str = LOGITS
+    preprocess: bool = False
+    images: str | None = None
+    tolerance: float = TOLERANCE
+
+
+@dataclass(frozen=True)
+class Check:
+    """A comparison of the file with PyTorch.
+
+    Attributes:
+        shape: Images, height and width.
+        difference: What differs.
+    """
+
+    shape: tuple[int, int, int]
+    difference: Difference
+
+
+@dataclass
+class Export:
+    """What was exported.
+
+    Attributes:
+        path: The file.
+        inputs: Shape and type of the input, in words.
+        outputs: Names of the outputs.
+        images: What the check ran on, in words.
+        checks: The comparisons with PyTorch.
+    """
+
+    path: Path
+    inputs: str
+    outputs: list[str]
+    images: str
+    checks: list[Check] = field(default_factory=list)
+
+
+def export_model(
+    cfg: Config, checkpoint: str, out: str, options: ExportOptions
+) -> Export:
+    """Export the model of a config with the weights of a checkpoint.
+
+    The file is written after it was compared with PyTorch; if it differs,
+    none is written.
+
+    Args:
+        cfg: The config.
+        checkpoint: Path or URL of a checkpoint of the whole model.
+        out: The file to write.
+        options: What is exported, and how.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read or is of another
+            model.
+        ConfigError: If the model cannot be exported, or the file differs from
+            PyTorch by more than the tolerance.
+        DataError: If an image for the check cannot be read.
+    """
+    scope = toolbox_of(cfg)
+    model, classes, digest = _load(cfg, checkpoint, scope)
+    plain = build_graph(model, scope, options.part, options.output)
+    _check_batch(plain, options)
+    deployed = copy.deepcopy(model)
+    switch_to_deploy(deployed)
+    graph = build_graph(deployed, scope, options.part, options.output)
+    normalisation = ImageNormalisation.of(
+        model.get_submodule('data_preprocessor')
+    )
+    paths = find_images(cfg, options.images, 8)
+    images = read_images(paths) or drawn_images(8)
+    shapes = check_shapes(cfg, options)
+    raw = RawImages(graph, normalisation)
+    example = torch.from_numpy(as_batch(images, *shapes[0]))
+    if options.preprocess:
+        exported: nn.Module = raw
+    else:
+        exported, example = graph, raw.normalise(example)
+    inputs = 'uint8 RGB (N, H, W, 3)'
+    if not options.preprocess:
+        order = 'RGB' if normalisation.rgb else 'BGR'
+        inputs = f'float32 {order} (N, 3, H, W), normalised'
+    metadata = description(
+        dict(
+            task=graph.task,
+            classes=list(classes.names),
+            palette=[list(c) for c in classes.palette],
+            input=inputs,
+            mean=list(normalisation.mean),
+            std=list(normalisation.std),
+            channel_order='rgb' if normalisation.rgb else 'bgr',
+            preprocess=options.preprocess,
+            size=options.size or DYNAMIC,
+            batch=options.batch or DYNAMIC,
+            model=type(model).__name__,
+            backbone=_backbone_name(model),
+            config=cfg.filename,
+            config_sha256=_digest(cfg.pretty_text.encode()),
+            checkpoint=Path(checkpoint).name,
+            checkpoint_sha256=digest,
+            versions=_versions(),
+            licence=LICENCE,
+        )
+    )
+    result = Export(
+        Path(out),
+        inputs,
+        list(graph.outputs),
+        f'{len(paths)} images of {paths[0].parent}'
+        if paths
+        else 'drawn pictures',
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder, f'model{ONNX}')
+        write_onnx(
+            exported,
+            example,
+            draft,
+            graph.outputs,
+            batch=options.batch is None,
+            size=options.size is None,
+        )
+        describe(draft, metadata)
+        for check in check_file(
+            draft, plain, normalisation, images, shapes, options
+        ):
+            result.checks.append(check)
+        with atomic_write(out) as final:
+            shutil.copyfile(draft, final)
+    return result
+
+
+def check_file(
+    path: Path,
+    graph: ExportGraph,
+    normalisation: ImageNormalisation,
+    images: Sequence[np.ndarray],
+    shapes: Sequence[tuple[int, int, int]],
+    options: ExportOptions,
+) -> Iterator[Check]:
+    """Compare a file with PyTorch.
+
+    Args:
+        path: The file.
+        graph: The graph of the model as it was trained.
+        normalisation: How its images are normalised.
+        images: Each ``(H, W, 3)`` uint8 RGB.
+        shapes: Number, height and width of the images of each comparison.
+        options: What was exported, and how.
+
+    Yields:
+        The comparisons that are within the tolerance.
+
+    Raises:
+        ConfigError: If one is not.
+    """
+    file = open_file(path)
+    raw = RawImages(graph, normalisation)
+    for shape in shapes:
+        batch = as_batch(images, *shape)
+        image = raw.normalise(torch.from_numpy(batch))
+        with torch.no_grad():
+            values = graph.reference(image)
+        expected = {
+            name: value.numpy()
+            for name, value in zip(graph.outputs, values, strict=True)
+        }
+        found = file.run(batch if options.preprocess else image.numpy())
+        difference = compare(found, expected)
+        if not difference.within(options.tolerance):
+            number, height, width = shape
+            remedy = (
+                f'; export it for one size, such as --size {height}x{width}'
+                if shape != shapes[0] and options.size is None
+                else ''
+            )
+            raise ConfigError(
+                f'the file differs from PyTorch for {number} images of '
+                f'{height}x{width} pixels ({difference.text}), more than '
+                f'--tolerance {options.tolerance:g}, so it is not written'
+                f'{remedy}'
+            )
+        yield Check(shape, difference)
+
+
+def check_shapes(
+    cfg: Config, options: ExportOptions
+) -> list[tuple[int, int, int]]:
+    """Number, height and width of the images of each comparison.
+
+    The first is the one that is recorded. Where the size may differ, there
+    are three other sizes, of any divisor; where the number may differ,
+    another number.
+
+    Args:
+        cfg: The config of the model.
+        options: What is exported.
+    """
+    height, width = options.size or input_size(cfg)
+    batch = options.batch or 1
+    shapes = [(batch, height, width)]
+    if options.size is None:
+        shapes += [
+            (batch, height * 3 // 4 + 1, width // 2 + 3),
+            (batch, height // 2 + 5, width),
+            (batch, height + 37, width + 18),
+        ]
+    if options.batch is None:
+        shapes.append((3, *shapes[-1][1:]))
+    return shapes
+
+
+def _load(
+    cfg: Config, checkpoint: str, scope: str
+) -> tuple[nn.Module, Classes, str]:
+    """The model with its weights, its classes and the file's SHA-256."""
+    content = read_checkpoint(checkpoint)
+    weights, _ = select_weights(content, checkpoint)
+    meta = dataset_meta(content)
+    if scope == 'mmpretrain' and has_class_folders(cfg):
+        names = meta.get('classes')
+        if isinstance(names, Sequence) and names:
+            set_num_classes(cfg, len(names))
+    model = build_model(cfg)
+    load_whole(model, weights, checkpoint)
+    # A statement of its own: train() of some backbones returns None.
+    model.eval()
+    fix_random_bases(model)
+    classes = find_classes(cfg, meta, count_classes(model))
+    digest = ''
+    if Path(checkpoint).is_file():
+        digest = _digest(Path(checkpoint).read_bytes())
+    return model, classes, digest
+
+
+def _check_batch(graph: ExportGraph, options: ExportOptions) -> None:
+    if not graph.batched and options.batch != 1:
+        raise ConfigError(
+            'the file of a detector takes one image at a time, since images '
+            'have different numbers of objects: leave out --batch'
+        )
+
+
+def _backbone_name(model: nn.Module) -> str:
+    backbone: Any = getattr(model, 'backbone', model)
+    return type(backbone).__name__
+
+
+def _versions() -> dict[str, str]:
+    return dict(mmefficientmod=__version__, **installed_stack()[1])
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,153 @@
+"""Export a trained model to a file that runs without PyTorch.
+
+The file is compared with PyTorch before it is written. See docs/deploy.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from mmefficientmod import cli
+from mmefficientmod.apis.exporting import (
+    DYNAMIC,
+    TOLERANCE,
+    Export,
+    ExportOptions,
+    export_model,
+)
+from mmefficientmod.apis.inference import toolbox_of
+from mmefficientmod.checkpoint.reading import check_exists
+from mmefficientmod.config.nodes import ConfigError
+from mmefficientmod.config.options import apply_options
+from mmefficientmod.config.toolbox import input_size
+from mmefficientmod.deploy.files import ONNX
+from mmefficientmod.deploy.segmentor import LABELS, LOGITS
+from mmefficientmod.deploy.tasks import PARTS
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = cli.config_arguments(__doc__)
+    parser.add_argument('checkpoint', help='checkpoint of the whole model')
+    parser.add_argument(
+        '--out', required=True, metavar='FILE', help='file to write: *.onnx'
+    )
+    parser.add_argument(
+        '--part',
+        choices=PARTS,
+        default='model',
+        help='the whole model (default) or its backbone alone',
+    )
+    parser.add_argument(
+        '--size',
+        metavar='SIZE',
+        help='height and width of the images in pixels, such as 512 or '
+        f'512x1024; {DYNAMIC} for any size (default: {DYNAMIC}; for a '
+        'classifier the size of its test)',
+    )
+    parser.add_argument(
+        '--batch',
+        default='1',
+        metavar='N',
+        help=f'number of images at once; {DYNAMIC} for any (default: 1)',
+    )
+    parser.add_argument(
+        '--output',
+        choices=(LOGITS, LABELS),
+        default=LOGITS,
+        help='of a segmentor: the logits of each pixel (default) or its class',
+    )
+    parser.add_argument(
+        '--preprocess',
+        action='store_true',
+        help='the file takes raw RGB images, uint8, and normalises them',
+    )
+    parser.add_argument(
+        '--images',
+        metavar='FOLDER',
+        help="images for the comparison with PyTorch (default: the config's "
+        'own if there are any, else drawn ones)',
+    )
+    parser.add_argument(
+        '--tolerance',
+        type=float,
+        default=TOLERANCE,
+        metavar='X',
+        help='largest difference from PyTorch, relative to the largest value '
+        '(default: %(default)s)',
+    )
+    cli.add_trust_argument(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> Export:
+    args = parse_args(argv)
+    if not args.out.endswith(ONNX):
+        raise ConfigError(f'--out {args.out} must end in {ONNX}')
+    batch = parse_batch(args.batch)
+    cfg = cli.load_chosen_config(args)
+    apply_options(cfg, args.cfg_options)
+    check_exists(args.checkpoint)
+    size = parse_size(args.size)
+    if args.size is None and toolbox_of(cfg) == 'mmpretrain':
+        size = input_size(cfg)
+    options = ExportOptions(
+        part=args.part,
+        size=size,
+        batch=batch,
+        output=args.output,
+        preprocess=args.preprocess,
+        images=args.images,
+        tolerance=args.tolerance,
+    )
+    export = export_model(cfg, args.checkpoint, args.out, options)
+    show(export)
+    return export
+
+
+def show(export: Export) -> None:
+    """Print what was written, and how it was checked."""
+    print(f'input: {export.inputs}')
+    print(f'outputs: {", ".join(export.outputs)}')
+    print(f'compared with PyTorch on {export.images}:')
+    for check in export.checks:
+        number, height, width = check.shape
+        print(f'  {number} x {height}x{width}: {check.difference.text}')
+    size = export.path.stat().st_size / 1e6
+    print(f'written: {export.path} ({size:.1f} MB)')
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Height and width; None for any size.
+
+    Raises:
+        ConfigError: If the text is neither.
+    """
+    if text in (None, DYNAMIC):
+        return None
+    numbers = [int(x) if x.isdecimal() else 0 for x in str(text).split('x')]
+    if len(numbers) > 2 or min(numbers) < 1:
+        raise ConfigError(
+            f'--size {text} is neither SIDE, such as 512, nor HEIGHTxWIDTH, '
+            f'such as 512x1024, nor {DYNAMIC}'
+        )
+    return numbers[0], numbers[-1]
+
+
+def parse_batch(text: str) -> int | None:
+    """Number of images; None for any number.
+
+    Raises:
+        ConfigError: If the text is neither.
+    """
+    if text == DYNAMIC:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(
+            f'--batch {text} is neither a number of 1 or more nor {DYNAMIC}'
+        )
+    return int(text)
+
+
+if __name__ == '__main__':
+    cli.run(main)
