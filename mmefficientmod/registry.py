@@ -25,9 +25,13 @@ __all__ = [
 SCOPE = 'mmefficientmod'
 # Models that need a toolbox, which may not be installed.
 DISTILL = 'mmefficientmod.models.distill'
+EXPORTED = 'mmefficientmod.deploy.exported'
 NEED_A_TOOLBOX = {
     'DistilledClassifier': f'{DISTILL}.classifier',
     'DistilledSegmentor': f'{DISTILL}.segmentor',
+    'ExportedClassifier': f'{EXPORTED}.classifier',
+    'ExportedDetector': f'{EXPORTED}.detector',
+    'ExportedSegmentor': f'{EXPORTED}.segmentor',
 }
 # Imports PyTorch's FSDP and MMEngine's strategies, which only FSDP needs.
 FSDP = 'mmefficientmod.engine.fsdp'

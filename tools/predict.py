@@ -25,7 +25,11 @@ from mmefficientmod.models.layers.fast_linear import use_fast_linear
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.config_arguments(__doc__)
-    parser.add_argument('checkpoint', help='checkpoint of the whole model')
+    parser.add_argument(
+        'checkpoint',
+        help='checkpoint of the whole model, or an exported file: *.onnx, or '
+        '*.xml of OpenVINO',
+    )
     parser.add_argument(
         'inputs',
         nargs='+',
@@ -62,6 +66,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='predict on N images of the same size at once (default: 1)',
     )
     parser.add_argument('--device', help='such as cpu or cuda:0')
+    cli.add_threads_argument(parser)
     cli.add_data_argument(parser)
     cli.add_matmul_argument(parser)
     cli.add_trust_argument(parser)
@@ -83,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
     check_exists(args.checkpoint)
     # Before the model is built, which takes long.
     sources = find_sources(args.inputs, folders(args.out))
-    inferencer = build_inferencer(cfg, args.checkpoint, args.device)
+    inferencer = build_inferencer(
+        cfg, args.checkpoint, args.device, args.threads
+    )
     if args.fast_linear:
         use_fast_linear(inferencer.model)
     paths = []

@@ -1,4 +1,7 @@
-"""Evaluate a checkpoint with any config: ours, a stock one, or your own."""
+"""Evaluate a checkpoint with any config: ours, a stock one, or your own.
+
+In place of a checkpoint, a file of tools/export.py can be given.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,13 @@ from mmengine.dist import is_main_process
 from mmefficientmod import cli
 from mmefficientmod.checkpoint.reading import check_exists
 from mmefficientmod.config.class_checks import metainfo
-from mmefficientmod.config.nodes import add_hook, dataset_dicts
+from mmefficientmod.config.nodes import ConfigError, add_hook, dataset_dicts
 from mmefficientmod.datasets import fit_classes
+from mmefficientmod.deploy.exported.config import (
+    check_file_classes,
+    use_exported,
+)
+from mmefficientmod.deploy.files import is_exported
 from mmefficientmod.engine import modes
 from mmefficientmod.engine.hooks import check_checkpoint
 from mmefficientmod.engine.preflight import Preflight
@@ -22,7 +30,11 @@ from mmefficientmod.engine.runner import build_runner
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.config_arguments(__doc__)
-    parser.add_argument('checkpoint', help='checkpoint of the whole model')
+    parser.add_argument(
+        'checkpoint',
+        help='checkpoint of the whole model, or an exported file: *.onnx, or '
+        '*.xml of OpenVINO',
+    )
     cli.add_run_arguments(parser)
     parser.add_argument(
         '--tta',
@@ -35,6 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='fold the model for inference before the test',
     )
     cli.add_fast_linear_argument(parser)
+    cli.add_threads_argument(parser)
     parser.add_argument(
         '--out',
         metavar='DIR',
@@ -47,13 +60,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     args = parse_args(argv)
     cfg = cli.load_run_config(args)
     check_exists(args.checkpoint)
-    cfg.load_from = args.checkpoint
+    exported = is_exported(args.checkpoint)
+    if exported:
+        check_modes(args)
+    else:
+        cfg.load_from = args.checkpoint
     # First the check of class folders, whose messages say more.
     classes = fit_classes(cfg, ('test_dataloader',))
     if args.data:
         (dataset,) = dataset_dicts(cfg, 'test_dataloader')
         classes = classes or metainfo(dataset).get('classes')
-    check_checkpoint(cfg, args.checkpoint, classes)
+    if not exported:
+        check_checkpoint(cfg, args.checkpoint, classes)
     if args.amp:
         cfg.test_cfg.fp16 = True
     if args.tta:
@@ -64,6 +82,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         add_hook(cfg, type='mmefficientmod.FastLinearHook')
     preflight = Preflight(cfg, 'test')
     preflight.run()
+    if exported:
+        file = use_exported(cfg, args.checkpoint, args.threads)
+        check_file_classes(file, preflight.datasets.get('test_dataloader'))
     with cli.remove_if_failed(cfg.work_dir):
         runner = build_runner(cfg)
         preflight.hand_over(runner)
@@ -81,6 +102,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         path.write_text(json.dumps(result, indent=2, default=float))
         print(f'metrics and predictions: {args.out}')
     return metrics
+
+
+def check_modes(args: argparse.Namespace) -> None:
+    """Refuse what changes the model, which an exported file does not allow.
+
+    Raises:
+        ConfigError: If such an argument was given.
+    """
+    for name in ('amp', 'deploy', 'fast_linear'):
+        if getattr(args, name):
+            raise ConfigError(
+                f'--{name.replace("_", "-")} changes the model of a '
+                f'checkpoint, and {args.checkpoint} is an exported file'
+            )
 
 
 if __name__ == '__main__':

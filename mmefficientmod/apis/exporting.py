@@ -159,6 +159,8 @@ def export_model(
     metadata = description(
         dict(
             task=graph.task,
+            outputs=list(graph.outputs),
+            several_labels=getattr(graph, 'several', False),
             classes=list(classes.names),
             palette=[list(c) for c in classes.palette],
             input=inputs,

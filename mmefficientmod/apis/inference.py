@@ -42,6 +42,8 @@ from mmefficientmod.config.files import TOOLBOXES, load_config
 from mmefficientmod.config.nodes import ConfigError, dataset_dicts, type_name
 from mmefficientmod.config.toolbox import import_toolbox
 from mmefficientmod.datasets.folders import has_class_folders, set_num_classes
+from mmefficientmod.deploy.exported.config import use_exported
+from mmefficientmod.deploy.files import is_exported
 from mmefficientmod.engine.console import drop_noise
 
 LOADER = 'LoadImageFromFile'
@@ -100,7 +102,10 @@ def toolbox_of(cfg: Config) -> str:
 
 
 def build_inferencer(
-    config: str | Config, checkpoint: str, device: str | None = None
+    config: str | Config,
+    checkpoint: str,
+    device: str | None = None,
+    threads: int | None = None,
 ) -> Any:
     """The inferencer of the toolbox that a config belongs to.
 
@@ -110,9 +115,12 @@ def build_inferencer(
 
     Args:
         config: A config, its path, or ``package::path``.
-        checkpoint: Path or URL of a checkpoint of the whole model.
+        checkpoint: Path or URL of a checkpoint of the whole model, or a file
+            of ``tools/export.py``, which runs on the CPU.
         device: Where to run, such as ``'cpu'`` or ``'cuda:0'``. Default: a
             GPU if there is one.
+        threads: CPU threads that run an exported file. Default: the choice
+            of its library.
 
     Returns:
         ``DetInferencer`` of MMDetection, ``MMSegInferencer`` of
@@ -136,11 +144,19 @@ def build_inferencer(
     init_default_scope(scope)
     drop_noise(MMLogger.get_current_instance())
     protect()  # parts of a model may read files of their own
-    device = device or get_device()
+    exported = is_exported(checkpoint)
+    device = 'cpu' if exported else device or get_device()
     _check_device(device)
-    content = read_checkpoint(checkpoint)
-    weights, _ = select_weights(content, checkpoint)
-    meta = dataset_meta(content)
+    weights: Mapping[str, Any] = {}
+    if exported:
+        file = use_exported(cfg, checkpoint, threads)
+        meta = {
+            name: file.described(name) for name in ('classes', 'palette')
+        }
+    else:
+        content = read_checkpoint(checkpoint)
+        weights, _ = select_weights(content, checkpoint)
+        meta = dataset_meta(content)
     # The folders of the training may be missing here, so the number of
     # classes is that of the checkpoint.
     if scope == 'mmpretrain' and has_class_folders(cfg):
@@ -159,9 +175,14 @@ def build_inferencer(
         for message in WARNINGS:
             warnings.filterwarnings('ignore', message)
         inferencer = _INFERENCERS[scope](cfg, device)
-    # The inferencers load the weights that fit and only warn of the others.
-    load_whole(inferencer.model, weights, checkpoint)
-    classes = find_classes(given, meta, count_classes(inferencer.model))
+    if exported:
+        count = len(meta['classes'] or ()) or None
+    else:
+        # The inferencers load the weights that fit and only warn of the
+        # others.
+        load_whole(inferencer.model, weights, checkpoint)
+        count = count_classes(inferencer.model)
+    classes = find_classes(given, meta, count)
     if classes.remark:
         MMLogger.get_current_instance().warning(classes.remark)
     _name_classes(inferencer, classes, scope)

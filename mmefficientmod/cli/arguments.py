@@ -91,6 +91,21 @@ def add_fast_linear_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_threads_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--threads``, the CPU threads of an exported file.
+
+    Args:
+        parser: The parser.
+    """
+    parser.add_argument(
+        '--threads',
+        type=int,
+        metavar='N',
+        help='CPU threads that run an exported file (default: the choice of '
+        'its library)',
+    )
+
+
 def config_arguments(description: str | None) -> argparse.ArgumentParser:
     """A parser with the arguments of every tool that reads a config.
 

@@ -1,0 +1,1 @@
+"""Exported files in the place of a toolbox's model, to test and to predict."""
