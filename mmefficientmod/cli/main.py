@@ -68,7 +68,9 @@ def _let_first_process_speak(error: Exception) -> None:
     if os.environ.get('WORLD_SIZE', '1') == '1':
         return
     if failure_of_another(error) or os.environ.get('RANK', '0') != '0':
-        time.sleep(2)  # engine/launch.py looks ten times a second
+        # engine/launch.py looks ten times a second, and a process takes
+        # seconds to end on a machine that is busy.
+        time.sleep(10)
 
 
 @contextlib.contextmanager
