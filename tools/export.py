@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from mmefficientmod import cli
 from mmefficientmod.apis.exporting import (
     DYNAMIC,
+    HALF_TOLERANCE,
+    TARGETS,
     TOLERANCE,
     Export,
     ExportOptions,
@@ -21,7 +23,6 @@ from mmefficientmod.checkpoint.reading import check_exists
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.options import apply_options
 from mmefficientmod.config.toolbox import input_size
-from mmefficientmod.deploy.files import ONNX
 from mmefficientmod.deploy.segmentor import LABELS, LOGITS
 from mmefficientmod.deploy.tasks import PARTS
 
@@ -30,7 +31,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.config_arguments(__doc__)
     parser.add_argument('checkpoint', help='checkpoint of the whole model')
     parser.add_argument(
-        '--out', required=True, metavar='FILE', help='file to write: *.onnx'
+        '--out',
+        required=True,
+        metavar='FILE',
+        help='file to write: *.onnx, or *.xml for OpenVINO',
+    )
+    parser.add_argument(
+        '--to',
+        choices=TARGETS,
+        help='what the file is for (default: by its suffix)',
     )
     parser.add_argument(
         '--part',
@@ -58,6 +67,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='of a segmentor: the logits of each pixel (default) or its class',
     )
     parser.add_argument(
+        '--half',
+        action='store_true',
+        help='store the weights as float16, half the size',
+    )
+    parser.add_argument(
         '--preprocess',
         action='store_true',
         help='the file takes raw RGB images, uint8, and normalises them',
@@ -71,10 +85,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--tolerance',
         type=float,
-        default=TOLERANCE,
         metavar='X',
         help='largest difference from PyTorch, relative to the largest value '
-        '(default: %(default)s)',
+        f'(default: {TOLERANCE}, with --half {HALF_TOLERANCE})',
     )
     cli.add_trust_argument(parser)
     return parser.parse_args(argv)
@@ -82,8 +95,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> Export:
     args = parse_args(argv)
-    if not args.out.endswith(ONNX):
-        raise ConfigError(f'--out {args.out} must end in {ONNX}')
+    target = find_target(args.out, args.to)
     batch = parse_batch(args.batch)
     cfg = cli.load_chosen_config(args)
     apply_options(cfg, args.cfg_options)
@@ -92,12 +104,14 @@ def main(argv: Sequence[str] | None = None) -> Export:
     if args.size is None and toolbox_of(cfg) == 'mmpretrain':
         size = input_size(cfg)
     options = ExportOptions(
+        to=target,
         part=args.part,
         size=size,
         batch=batch,
         output=args.output,
         preprocess=args.preprocess,
         images=args.images,
+        half=args.half,
         tolerance=args.tolerance,
     )
     export = export_model(cfg, args.checkpoint, args.out, options)
@@ -113,8 +127,24 @@ def show(export: Export) -> None:
     for check in export.checks:
         number, height, width = check.shape
         print(f'  {number} x {height}x{width}: {check.difference.text}')
-    size = export.path.stat().st_size / 1e6
-    print(f'written: {export.path} ({size:.1f} MB)')
+    for path in export.files:
+        print(f'written: {path} ({path.stat().st_size / 1e6:.1f} MB)')
+
+
+def find_target(out: str, to: str | None) -> str:
+    """What the file is for.
+
+    Raises:
+        ConfigError: If its suffix belongs to nothing, or to something else.
+    """
+    found = [k for k, suffix in TARGETS.items() if out.endswith(suffix)]
+    if not found or to not in (None, found[0]):
+        suffixes = [TARGETS[to]] if to else TARGETS.values()
+        raise ConfigError(
+            f'--out {out} must end in {" or ".join(suffixes)}'
+            + (f' for --to {to}' if to else '')
+        )
+    return found[0]
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,12 @@ from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.toolbox import build_model, input_size
 from mmefficientmod.datasets.folders import has_class_folders, set_num_classes
 from mmefficientmod.deploy.checking import Difference, compare
-from mmefficientmod.deploy.files import ONNX, description, open_file
+from mmefficientmod.deploy.files import (
+    ONNX,
+    OPENVINO,
+    description,
+    open_file,
+)
 from mmefficientmod.deploy.graph import ExportGraph, RawImages
 from mmefficientmod.deploy.images import (
     as_batch,
@@ -39,7 +44,8 @@ from mmefficientmod.deploy.images import (
     find_images,
     read_images,
 )
-from mmefficientmod.deploy.onnx_files import describe, write_onnx
+from mmefficientmod.deploy.onnx_files import describe, halve, write_onnx
+from mmefficientmod.deploy.openvino_files import write_openvino
 from mmefficientmod.deploy.rewriting import fix_random_bases
 from mmefficientmod.deploy.segmentor import LOGITS
 from mmefficientmod.deploy.tasks import build_graph
@@ -51,6 +57,9 @@ DYNAMIC = 'dynamic'
 LICENCE = 'Apache-2.0'
 # Largest difference from PyTorch, relative to the largest value.
 TOLERANCE = 1e-4
+HALF_TOLERANCE = 2e-2
+# The suffix of the file for each kind of target.
+TARGETS = {'onnx': ONNX, 'openvino': OPENVINO}
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,7 @@ class ExportOptions:
     """What is exported, and how.
 
     Attributes:
+        to: A key of :data:`TARGETS`.
         part: ``'model'`` or ``'backbone'``.
         size: Height and width in pixels; None where they may differ from run
             to run.
@@ -67,17 +77,27 @@ class ExportOptions:
             itself.
         images: A folder of images for the check; None for those of the
             config.
+        half: Whether weights are stored as float16.
         tolerance: Largest difference from PyTorch, relative to the largest
-            value.
+            value. Default: 1e-4, with ``half`` 2e-2.
     """
 
+    to: str = 'onnx'
     part: str = 'model'
     size: tuple[int, int] | None = None
     batch: int | None = 1
     output: str = LOGITS
     preprocess: bool = False
     images: str | None = None
-    tolerance: float = TOLERANCE
+    half: bool = False
+    tolerance: float | None = None
+
+    @property
+    def allowed(self) -> float:
+        """The tolerance, or its default."""
+        if self.tolerance is not None:
+            return self.tolerance
+        return HALF_TOLERANCE if self.half else TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -98,14 +118,14 @@ class Export:
     """What was exported.
 
     Attributes:
-        path: The file.
+        files: The files that were written, the one to run last.
         inputs: Shape and type of the input, in words.
         outputs: Names of the outputs.
         images: What the check ran on, in words.
         checks: The comparisons with PyTorch.
     """
 
-    path: Path
+    files: list[Path]
     inputs: str
     outputs: list[str]
     images: str
@@ -181,7 +201,7 @@ def export_model(
         )
     )
     result = Export(
-        Path(out),
+        [],
         inputs,
         list(graph.outputs),
         f'{len(paths)} images of {paths[0].parent}'
@@ -198,14 +218,33 @@ def export_model(
             batch=options.batch is None,
             size=options.size is None,
         )
-        describe(draft, metadata)
+        files = _convert(draft, metadata, options)
         for check in check_file(
-            draft, plain, normalisation, images, shapes, options
+            files[-1], plain, normalisation, images, shapes, options
         ):
             result.checks.append(check)
-        with atomic_write(out) as final:
-            shutil.copyfile(draft, final)
+        for file in files:
+            target = Path(out).with_suffix(file.suffix)
+            with atomic_write(target) as final:
+                shutil.copyfile(file, final)
+            result.files.append(target)
     return result
+
+
+def _convert(
+    draft: Path, metadata: Mapping[str, str], options: ExportOptions
+) -> list[Path]:
+    """The files for the target, beside the ONNX file that they are made of.
+
+    The last one is the one to run.
+    """
+    if options.to == 'openvino':
+        path = draft.with_suffix(OPENVINO)
+        return write_openvino(draft, path, metadata, options.half)
+    if options.half:
+        halve(draft)
+    describe(draft, metadata)
+    return [draft]
 
 
 def check_file(
@@ -245,7 +284,7 @@ def check_file(
         }
         found = file.run(batch if options.preprocess else image.numpy())
         difference = compare(found, expected)
-        if not difference.within(options.tolerance):
+        if not difference.within(options.allowed):
             number, height, width = shape
             remedy = (
                 f'; export it for one size, such as --size {height}x{width}'
@@ -255,7 +294,7 @@ def check_file(
             raise ConfigError(
                 f'the file differs from PyTorch for {number} images of '
                 f'{height}x{width} pixels ({difference.text}), more than '
-                f'--tolerance {options.tolerance:g}, so it is not written'
+                f'--tolerance {options.allowed:g}, so it is not written'
                 f'{remedy}'
             )
         yield Check(shape, difference)

@@ -128,6 +128,31 @@ def describe(path: str | os.PathLike, metadata: Mapping[str, str]) -> None:
     onnx.save(model, os.fspath(path))
 
 
+def halve(path: str | os.PathLike) -> None:
+    """Convert the weights and activations of an ONNX file to float16.
+
+    Input and outputs stay float32, and so do operators that ONNX Runtime has
+    for float32 alone.
+
+    Args:
+        path: The file, replaced.
+    """
+    require('onnxruntime')
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    with silence():
+        model = OnnxModel(
+            convert_float_to_float16(
+                onnx.load(os.fspath(path)), keep_io_types=True
+            )
+        )
+        # The casts of the input are behind the nodes that read them.
+        model.topological_sort()
+    onnx.save(model.model, os.fspath(path))
+
+
 def require(module: str, extra: str = 'export') -> None:
     """Check that a library of an extra is installed.
 
