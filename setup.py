@@ -81,8 +81,10 @@ setup(
         'openmmlab': extra(
             'openmmlab', 'ftfy', 'regex', 'numpy<2', 'setuptools<81'
         ),
-        # For the mode `onnxruntime` of tools/benchmark.py.
+        # For tools/export.py, and the modes of tools/benchmark.py that run
+        # its files: ONNX, and one for each further kind of file.
         'export': ['onnx', 'onnxruntime'],
+        'openvino': ['nncf', 'onnx', 'openvino'],
         # For `--data` with files of YOLO, Pascal VOC or labelme.
         'formats': ['supervision>=0.31'],
         # For the tests and `make lint`.
