@@ -58,6 +58,8 @@ LICENCE = 'Apache-2.0'
 # Largest difference from PyTorch, relative to the largest value.
 TOLERANCE = 1e-4
 HALF_TOLERANCE = 2e-2
+# Index of the size that is recorded where the size may differ.
+RECORDED = 3
 # The suffix of the file for each kind of target.
 TARGETS = {'onnx': ONNX, 'openvino': OPENVINO}
 
@@ -167,7 +169,10 @@ def export_model(
     images = read_images(paths) or drawn_images(8)
     shapes = check_shapes(cfg, options)
     raw = RawImages(graph, normalisation)
-    example = torch.from_numpy(as_batch(images, *shapes[0]))
+    # Of any size, the last one is recorded: no stride divides it, so that
+    # paddings and what is cut off after them are recorded as well.
+    recorded = shapes[0] if options.size else shapes[RECORDED]
+    example = torch.from_numpy(as_batch(images, *recorded))
     if options.preprocess:
         exported: nn.Module = raw
     else:
@@ -305,9 +310,8 @@ def check_shapes(
 ) -> list[tuple[int, int, int]]:
     """Number, height and width of the images of each comparison.
 
-    The first is the one that is recorded. Where the size may differ, there
-    are three other sizes, of any divisor; where the number may differ,
-    another number.
+    Where the size may differ, there are three other sizes, of any divisor;
+    where the number may differ, another number.
 
     Args:
         cfg: The config of the model.

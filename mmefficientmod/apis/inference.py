@@ -150,9 +150,7 @@ def build_inferencer(
     weights: Mapping[str, Any] = {}
     if exported:
         file = use_exported(cfg, checkpoint, threads)
-        meta = {
-            name: file.described(name) for name in ('classes', 'palette')
-        }
+        meta = {name: file.described(name) for name in ('classes', 'palette')}
     else:
         content = read_checkpoint(checkpoint)
         weights, _ = select_weights(content, checkpoint)

@@ -100,9 +100,7 @@ def open_file(
 
 
 class _OnnxFile(ExportedFile):
-    def __init__(
-        self, path: str | os.PathLike, threads: int | None
-    ) -> None:
+    def __init__(self, path: str | os.PathLike, threads: int | None) -> None:
         super().__init__(path)
         require('onnxruntime')
         import onnxruntime
@@ -127,9 +125,7 @@ class _OnnxFile(ExportedFile):
             n if isinstance(n, int) else None for n in given.shape
         )
         self.raw = given.type == 'tensor(uint8)'
-        self.metadata = dict(
-            self._session.get_modelmeta().custom_metadata_map
-        )
+        self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
         self._outputs = [x.name for x in self._session.get_outputs()]
 
     def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
@@ -171,9 +167,7 @@ class _OpenVinoFile(ExportedFile):
         self.raw = given.element_type == openvino.Type.u8
         info = model.rt_info
         self.metadata = (
-            {k: v.value for k, v in info[INFO].items()}
-            if INFO in info
-            else {}
+            {k: v.value for k, v in info[INFO].items()} if INFO in info else {}
         )
 
     def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
@@ -181,9 +175,7 @@ class _OpenVinoFile(ExportedFile):
             found = self._model(image)
         except Exception as error:
             raise self._failed(image, error) from error
-        return {
-            port.get_any_name(): value for port, value in found.items()
-        }
+        return {port.get_any_name(): value for port, value in found.items()}
 
 
 # The part of a file of OpenVINO that has our description.

@@ -120,4 +120,3 @@ def pad_to_multiple(image: Tensor, divisor: int, value: float) -> Tensor:
     return F.pad(
         image, (0, -width % divisor, 0, -height % divisor), value=value
     )
-

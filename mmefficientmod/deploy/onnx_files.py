@@ -57,14 +57,10 @@ def write_onnx(
             that cannot be written.
     """
     require('onnx')
-    arguments: dict[str, Any] = dict(
-        opset_version=opset, input_names=[IMAGE]
-    )
+    arguments: dict[str, Any] = dict(opset_version=opset, input_names=[IMAGE])
     if outputs is not None:
         arguments['output_names'] = list(outputs)
-        arguments['dynamic_axes'] = _dynamic_axes(
-            image, outputs, batch, size
-        )
+        arguments['dynamic_axes'] = _dynamic_axes(image, outputs, batch, size)
     # PyTorch 2.1 does not have the argument.
     if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
         arguments['dynamo'] = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from typing import Any
 from unittest import mock
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 _adaptive_avg_pool2d = F.adaptive_avg_pool2d
 _layer_norm = F.layer_norm
+_torch_attention = F.multi_head_attention_forward
 
 
 @contextmanager
@@ -30,15 +32,23 @@ def rewritten() -> Iterator[None]:
 
         replace(F, 'adaptive_avg_pool2d', adaptive_avg_pool2d)
         replace(F, 'layer_norm', layer_norm)
+        replace(F, 'multi_head_attention_forward', _multi_head_attention)
         # The toolboxes have branches for the exporter of PyTorch 1.
         replace(torch.onnx, 'is_in_onnx_export', lambda: False)
-        try:
-            from mmseg.models.utils.wrappers import Upsample
-        except ImportError:  # MMSegmentation is not installed
-            pass
-        else:
-            replace(Upsample, 'forward', _upsample)
+        for place, name, function in METHODS:
+            owner = _find(place)
+            if owner is not None:
+                replace(owner, name, function)
         yield
+
+
+def _find(place: str) -> Any:
+    """A class by module and name; None if its toolbox is not installed."""
+    module, _, name = place.partition(':')
+    try:
+        return getattr(import_module(module), name, None)
+    except ImportError:
+        return None
 
 
 def fix_random_bases(model: nn.Module) -> None:
@@ -105,6 +115,103 @@ def layer_norm(
     return _layer_norm(x, normalized_shape, weight, bias, eps)
 
 
+def _multi_head_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    embed_dim_to_check: int,
+    num_heads: int,
+    in_proj_weight: Tensor | None,
+    in_proj_bias: Tensor | None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention, ``(L, N, C)``; PyTorch's keeps the length of the keys."""
+    unusual = (
+        in_proj_weight is None
+        or bias_k is not None
+        or bias_v is not None
+        or add_zero_attn
+        or args
+        or any(
+            kwargs.get(name) is not None
+            for name in ('key_padding_mask', 'attn_mask')
+        )
+        or kwargs.get('use_separate_proj_weight')
+    )
+    if unusual:
+        return _torch_attention(
+            query, key, value, embed_dim_to_check, num_heads, in_proj_weight,
+            in_proj_bias, bias_k, bias_v, add_zero_attn, dropout_p,
+            out_proj_weight, out_proj_bias, *args, **kwargs,
+        )  # fmt: skip
+    assert in_proj_weight is not None
+    weights = in_proj_weight.chunk(3)
+    biases = [None] * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
+    q, k, v = (  # (N, heads, L, C / heads)
+        F.linear(x, w, b)
+        .transpose(0, 1)
+        .unflatten(-1, (num_heads, -1))
+        .transpose(1, 2)
+        for x, w, b in zip((query, key, value), weights, biases, strict=True)
+    )
+    scale = q.shape[-1] ** -0.5
+    attention = (q * scale @ k.transpose(-2, -1)).softmax(-1)
+    out = (attention @ v).transpose(1, 2).flatten(2).transpose(0, 1)
+    return F.linear(out, out_proj_weight, out_proj_bias), attention.mean(1)
+
+
+def _adaptive_padding(self: Any, x: Tensor) -> Tensor:
+    """The toolboxes' ``AdaptivePadding``, which pads by Python numbers."""
+    pads = [
+        _padding(n, kernel, stride, dilation)
+        for n, kernel, stride, dilation in zip(
+            x.shape[-2:],
+            self.kernel_size,
+            self.stride,
+            self.dilation,
+            strict=True,
+        )
+    ]
+    before = [n // 2 if self.padding == 'same' else 0 for n in pads]
+    (top, left), (height, width) = before, pads
+    return F.pad(x, (left, width - left, top, height - top))
+
+
+def _padding(length: Any, kernel: int, stride: int, dilation: int) -> Any:
+    """What a side lacks, so that the windows of a convolution cover it."""
+    windows = (length + stride - 1) // stride
+    lacks = (windows - 1) * stride + (kernel - 1) * dilation + 1 - length
+    return lacks.clamp(min=0) if isinstance(lacks, Tensor) else max(lacks, 0)
+
+
+def _window_reverse(
+    self: Any, windows: Tensor, height: Any, width: Any
+) -> Tensor:
+    """Swin's windows as images; the toolboxes' keeps the number of images.
+
+    Args:
+        self: The attention of the windows.
+        windows: ``(N * windows, side, side, C)``.
+        height: Height H of the images.
+        width: Width W of the images.
+
+    Returns:
+        ``(N, H, W, C)``.
+    """
+    side = windows.shape[1]
+    x = windows.reshape(
+        -1, height // side, width // side, side, side, windows.shape[-1]
+    )
+    return x.transpose(2, 3).reshape(-1, height, width, windows.shape[-1])
+
+
 def _upsample(self: Any, x: Tensor) -> Tensor:
     """MMSegmentation's ``Upsample``, whose size is a Python number."""
     size = self.size
@@ -118,3 +225,34 @@ def _upsample(self: Any, x: Tensor) -> Tensor:
     return F.interpolate(
         x, size, mode=self.mode, align_corners=self.align_corners
     )
+
+
+# Methods of the toolboxes, by class and name.
+METHODS = (
+    *(
+        (
+            f'{toolbox}.models.backbones.swin:ShiftWindowMSA',
+            'window_reverse',
+            _window_reverse,
+        )
+        for toolbox in ('mmdet', 'mmseg')
+    ),
+    (
+        'mmpretrain.models.utils.attention:ShiftWindowMSA',
+        'window_reverse',
+        staticmethod(
+            lambda windows, height, width, side: _window_reverse(
+                None, windows, height, width
+            )
+        ),
+    ),
+    ('mmseg.models.utils.wrappers:Upsample', 'forward', _upsample),
+    *(
+        (f'{module}:AdaptivePadding', 'forward', _adaptive_padding)
+        for module in (
+            'mmcv.cnn.bricks.transformer',
+            'mmdet.models.layers.transformer.utils',
+            'mmseg.models.utils.embed',
+        )
+    ),
+)
