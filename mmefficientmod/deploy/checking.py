@@ -86,14 +86,8 @@ def _compare_objects(
     if other * most <= 1:
         other = 0.0
     largest, output = 0.0, 'boxes'
-    first, second = (
-        (np.array(x, int) for x in zip(*pairs))
-        if pairs
-        else (
-            np.zeros(0, int),
-            np.zeros(0, int),
-        )
-    )
+    first = np.array([i for i, _ in pairs], int)
+    second = np.array([i for _, i in pairs], int)
     for name, value in expected.items():
         if name == 'labels':
             continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from mmpretrain.models.heads import ClsHead, MultiLabelClsHead
 from torch import Tensor, nn
@@ -28,21 +30,20 @@ class ClassifierGraph(ExportGraph):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.outputs = {'scores': {0: BATCH}}
-        head = getattr(model, 'head', None)
-        kind = type(head)
-        if isinstance(head, MultiLabelClsHead):
-            self.several, own = True, MultiLabelClsHead
-        else:
-            self.several, own = False, ClsHead
+        head: Any = getattr(model, 'head', None)
+        own: Any = ClsHead
+        self.several = isinstance(head, MultiLabelClsHead)
+        if self.several:
+            own = MultiLabelClsHead
         # A model of timm or Hugging Face has no head of MMPretrain.
         wrapped = head is None and hasattr(model, 'loss_module')
         if not wrapped and (
             not isinstance(head, own)
-            or kind._get_predictions is not own._get_predictions  # type: ignore[attr-defined]
+            or type(head)._get_predictions is not own._get_predictions
         ):
             raise ConfigError(
-                f'{type(model).__name__} with the head {kind.__name__} cannot '
-                'be exported: classifiers whose head is a ClsHead or a '
+                f'{type(model).__name__} with the head {type(head).__name__} '
+                'cannot be exported: classifiers whose head is a ClsHead or a '
                 'MultiLabelClsHead can, and for others the backbone '
                 '(--part backbone)'
             )

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmefficientmod.rng import forked_rng
+
 _adaptive_avg_pool2d = F.adaptive_avg_pool2d
 _layer_norm = F.layer_norm
 _torch_attention = F.multi_head_attention_forward
@@ -60,18 +62,17 @@ def fix_random_bases(model: nn.Module) -> None:
     Args:
         model: The model, changed in place.
     """
+    module: Any
     for module in model.modules():
-        if getattr(module, 'rand_init', False) and hasattr(
-            module, '_build_bases'
-        ):
-            device = next(model.parameters()).device
-            with torch.random.fork_rng():
-                torch.manual_seed(0)
-                bases = module._build_bases(
-                    1, module.S, module.D, module.R, device
+        ham = getattr(module, 'ham', None)
+        if getattr(ham, 'rand_init', False):
+            weight = module.ham_in.conv.weight
+            with forked_rng(0):
+                bases = ham._build_bases(
+                    1, ham.S, len(weight) // ham.S, ham.R, weight.device
                 )
-            module.rand_init = False
-            module.register_buffer('bases', bases)
+            ham.rand_init = False
+            ham.register_buffer('bases', bases)
 
 
 def adaptive_avg_pool2d(x: Tensor, output_size: int | Sequence) -> Tensor:
@@ -83,11 +84,16 @@ def adaptive_avg_pool2d(x: Tensor, output_size: int | Sequence) -> Tensor:
     wanted = (
         [output_size] * 2
         if isinstance(output_size, int)
-        else [s if o is None else o for o, s in zip(output_size, size)]
+        else [
+            s if o is None else o
+            for o, s in zip(output_size, size, strict=True)
+        ]
     )
     if list(wanted) == [1, 1]:
         return _adaptive_avg_pool2d(x, 1)
-    rows, columns = (_means(s, o, x) for s, o in zip(size, wanted))
+    rows, columns = (
+        _means(s, o, x) for s, o in zip(size, wanted, strict=True)
+    )
     return rows @ x @ columns.transpose(0, 1)
 
 
@@ -218,10 +224,11 @@ def _upsample(self: Any, x: Tensor) -> Tensor:
     if not size:
         factor = self.scale_factor
         factors = factor if isinstance(factor, tuple) else (factor, factor)
-        if all(f == int(f) for f in factors):
-            size = [n * int(f) for n, f in zip(x.shape[-2:], factors)]
-        else:
-            size = [int(n * f) for n, f in zip(x.shape[-2:], factors)]
+        whole = all(f == int(f) for f in factors)
+        size = [
+            n * int(f) if whole else int(n * f)
+            for n, f in zip(x.shape[-2:], factors, strict=True)
+        ]
     return F.interpolate(
         x, size, mode=self.mode, align_corners=self.align_corners
     )

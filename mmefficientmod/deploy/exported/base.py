@@ -76,8 +76,10 @@ def adapted_preprocessor(
         raw: Whether the file takes raw RGB images. Then nothing is left to
             the data preprocessor but the order of the channels.
     """
-    if given is None or not raw:
-        return given and dict(given)
+    if given is None:
+        return None
+    if not raw:
+        return dict(given)
     # The name in MMPretrain, or in the others.
     to_rgb = 'to_rgb' if 'to_rgb' in given else 'bgr_to_rgb'
     kept = {k: v for k, v in given.items() if k not in NORMALISING + PADDING}

@@ -81,7 +81,7 @@ def use_exported(
 
 
 def check_file_classes(file: ExportedFile, dataset: Any) -> None:
-    """Compare the classes of a file with those of the data that it is tested on.
+    """Compare the classes of a file with those of the test data.
 
     Args:
         file: The file.
