@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
-import io
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from mmefficientmod.analysis.complexity import TensorForward
 from mmefficientmod.benchmark.cases import DTYPES, BenchmarkCase
 from mmefficientmod.benchmark.inputs import random_annotations
 from mmefficientmod.config.nodes import ConfigError
+from mmefficientmod.deploy.onnx_files import require, write_onnx
 
 
 class SummedLoss(nn.Module):
@@ -168,14 +166,10 @@ def _prepare_onnxruntime(
         raise ConfigError(
             f'onnxruntime runs the exported model in fp32, not {case.dtype}'
         )
-    try:
-        import onnx  # noqa: F401 PyTorch's exporter imports it only at its end
-        import onnxruntime
-    except ImportError as error:
-        raise ConfigError(
-            f'the mode onnxruntime needs {error.name}, which is not '
-            "installed: pip install 'mmefficientmod[export]'"
-        ) from None
+    for module in ('onnx', 'onnxruntime'):
+        require(module)
+    import onnxruntime
+
     kind = image.device.type
     provider = dict(cpu='CPUExecutionProvider', cuda='CUDAExecutionProvider')[
         kind
@@ -190,7 +184,7 @@ def _prepare_onnxruntime(
     options.log_severity_level = 3  # errors only
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, 'model.onnx'))
-        _export(network, image, path)
+        write_onnx(network, image, path)
         session = onnxruntime.InferenceSession(
             path, options, providers=[provider]
         )
@@ -214,32 +208,3 @@ def _prepare_onnxruntime(
         return [torch.tensor(x) for x in binding.copy_outputs_to_cpu()]
 
     return Workload(run, outputs)
-
-
-def _export(network: nn.Module, image: Tensor, path: str) -> None:
-    """Write a network as ONNX, by the exporter that traces it.
-
-    Both stacks have this exporter. The newer one (``dynamo=True``) takes
-    tens of seconds instead of seconds, and the models run equally fast.
-    Opset 17 is the latest that PyTorch 2.1 can write.
-    """
-    arguments: dict[str, Any] = dict(opset_version=17)
-    # PyTorch 2.1 has only this exporter, and not the argument.
-    if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
-        arguments['dynamo'] = False
-    # The exporter restores the mode of the network that it was given, and a
-    # folded model refuses any other mode than eval.
-    network.eval()
-    with _silence(), torch.no_grad():
-        torch.onnx.export(network, (image,), path, **arguments)
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Drop what the exporter prints, and its warnings."""
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-    ):
-        warnings.simplefilter('ignore')
-        yield
