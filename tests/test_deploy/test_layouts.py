@@ -24,6 +24,7 @@ TINY_MBCONV = dict(
 )
 VARIANTS = dict(
     plain=dict(arch=TINY),
+    wide=dict(arch=dict(TINY, expand_ratios=(1, 4))),
     mbconv=dict(arch=TINY_MBCONV, final_norm=True),
     merged=dict(arch=TINY, reparam=True, final_norm=True),
     no_layer_scale=dict(arch=TINY, layer_scale_init_value=0.0),
@@ -144,6 +145,23 @@ def test_equal_sizes_in_a_file_have_one_name(layout, tmp_path):
 
 def operations(layout, name, path):
     return [node.op_type for node in write(layout, name, path).graph.node]
+
+
+def test_only_whole_blocks_of_channels_are_concatenated(tmp_path):
+    graph = name_dimensions(write('conv', 'wide', tmp_path / 'x.onnx')).graph
+    channels = {
+        x.name: x.type.tensor_type.shape.dim[1].dim_value
+        for x in graph.value_info
+        if len(x.type.tensor_type.shape.dim) == 4
+    }
+    found = [
+        [channels[x] for x in node.input]
+        for node in graph.node
+        if node.op_type == 'Concat' and node.input[0] in channels
+    ]
+    # One block in two has a ratio above 1; 8 and 24 channels are doubled by
+    # the convolution before.
+    assert found == [[16] * 2, [16] * 4]
 
 
 def test_means_need_no_permutes(tmp_path):

@@ -126,17 +126,39 @@ def mlp_of_convs(block: Any) -> nn.Module:
     return nn.Sequential(as_conv(mlp.fc1), *middle, as_conv(mlp.fc2))
 
 
+# Channels of a block in ONNX Runtime's blocked layout, on CPUs with AVX-512.
+BLOCK = 16
+# From this width on, copies made by a convolution cost more than they save.
+WIDE = 128
+
+
+def _copies(channels: int, times: int) -> int:
+    """How often the convolution itself repeats the context, a divisor.
+
+    ONNX Runtime concatenates inside its blocked layout only tensors of whole
+    blocks. The 40 channels of s_conv's first stage are none, twice 40 are.
+    """
+    if channels % BLOCK and channels < WIDE:
+        for copies in range(2, times + 1):
+            if times % copies == 0 and copies * channels % BLOCK == 0:
+                return copies
+    return 1
+
+
 class _Modulation(nn.Module):
     """A ``ModulationMlp`` for ``(N, C, H, W)``."""
 
     def __init__(self, mlp: Any) -> None:
         super().__init__()
         self.expand_ratio = mlp.expand_ratio
+        g = mlp.context.g
+        copies = _copies(g.out_features, self.expand_ratio)
+        self.repeats = self.expand_ratio // copies
         self.context = nn.Sequential(
             as_conv(mlp.context.f),
             mlp.context.conv,
             nn.GELU(),
-            as_conv(mlp.context.g),
+            conv_layer(g.weight.repeat(copies, 1), g.bias.repeat(copies)),
         )
         self.fc1 = as_conv(mlp.fc1)
         self.fc2 = as_conv(mlp.fc2)
@@ -145,9 +167,11 @@ class _Modulation(nn.Module):
         value = self.fc1(x)
         if self.expand_ratio > 1:
             value = F.gelu(value)
-        # A broadcast would need five dimensions, which ONNX Runtime computes
-        # outside its blocked layout.
-        context = torch.cat([self.context(x)] * self.expand_ratio, 1)
+        context = self.context(x)
+        if self.repeats > 1:
+            # A broadcast would need five dimensions, which ONNX Runtime
+            # computes outside its blocked layout.
+            context = torch.cat([context] * self.repeats, 1)
         return self.fc2(context * value)
 
 
