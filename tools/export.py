@@ -23,6 +23,7 @@ from mmefficientmod.checkpoint.reading import check_exists
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.options import apply_options
 from mmefficientmod.config.toolbox import input_size
+from mmefficientmod.deploy.layouts import LAYOUTS
 from mmefficientmod.deploy.segmentor import LABELS, LOGITS
 from mmefficientmod.deploy.tasks import PARTS
 
@@ -67,6 +68,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='of a segmentor: the logits of each pixel (default) or its class',
     )
     parser.add_argument(
+        '--layout',
+        choices=LAYOUTS,
+        help='memory layout of EfficientMod in the file (default: the best '
+        'one for what the file is for)',
+    )
+    parser.add_argument(
         '--half',
         action='store_true',
         help='store the weights as float16, half the size',
@@ -109,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> Export:
         size=size,
         batch=batch,
         output=args.output,
+        layout=args.layout,
         preprocess=args.preprocess,
         images=args.images,
         half=args.half,

@@ -44,6 +44,7 @@ from mmefficientmod.deploy.images import (
     find_images,
     read_images,
 )
+from mmefficientmod.deploy.layouts import lay_out
 from mmefficientmod.deploy.onnx_files import describe, halve, write_onnx
 from mmefficientmod.deploy.openvino_files import write_openvino
 from mmefficientmod.deploy.rewriting import fix_random_bases
@@ -75,6 +76,9 @@ class ExportOptions:
             to run.
         batch: Number of images; None where it may differ.
         output: Of a segmentor, ``'logits'`` or ``'labels'``.
+        layout: Memory layout of EfficientMod in the file, one of
+            :data:`~mmefficientmod.deploy.layouts.LAYOUTS`. Default: the best
+            one for the target.
         preprocess: Whether the file takes raw RGB images and normalises them
             itself.
         images: A folder of images for the check; None for those of the
@@ -89,10 +93,20 @@ class ExportOptions:
     size: tuple[int, int] | None = None
     batch: int | None = 1
     output: str = LOGITS
+    layout: str | None = None
     preprocess: bool = False
     images: str | None = None
     half: bool = False
     tolerance: float | None = None
+
+    @property
+    def chosen_layout(self) -> str:
+        """The layout, or its default."""
+        if self.layout is not None:
+            return self.layout
+        if self.to == 'openvino':
+            return 'tokens'
+        return 'conv' if self.size else 'hybrid'
 
     @property
     def allowed(self) -> float:
@@ -161,6 +175,7 @@ def export_model(
     _check_batch(plain, options)
     deployed = copy.deepcopy(model)
     switch_to_deploy(deployed)
+    deployed = lay_out(deployed, options.chosen_layout)
     graph = build_graph(deployed, scope, options.part, options.output)
     normalisation = ImageNormalisation.of(
         model.get_submodule('data_preprocessor')
@@ -197,6 +212,7 @@ def export_model(
             batch=options.batch or DYNAMIC,
             model=type(model).__name__,
             backbone=_backbone_name(model),
+            layout=options.chosen_layout,
             config=cfg.filename,
             config_sha256=_digest(cfg.pretty_text.encode()),
             checkpoint=Path(checkpoint).name,
