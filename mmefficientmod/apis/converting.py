@@ -35,11 +35,10 @@ from mmefficientmod.checkpoint.reading import (
     weights_below,
 )
 from mmefficientmod.models.backbones.efficientmod import (
-    ARCHS,
-    MBCONV_ARCHS,
     ContextBranch,
     EfficientMod,
 )
+from mmefficientmod.models.backbones.efficientmod_variants import VARIANTS
 from mmefficientmod.models.backbones.efficientmod_weights import (
     BRANCHES,
     rename_official_keys,
@@ -53,7 +52,6 @@ from mmefficientmod.version import __version__
 
 # What a conversion writes: the whole model or its backbone.
 PARTS = ('model', 'backbone')
-VARIANTS = ARCHS | MBCONV_ARCHS
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,11 @@ from mmengine.config import ConfigDict
 
 from mmefficientmod.config.nodes import ConfigError, type_name
 from mmefficientmod.messages import did_you_mean
-from mmefficientmod.models.backbones import edgevit, efficientmod
+from mmefficientmod.models.backbones import edgevit
+from mmefficientmod.models.backbones.efficientmod_variants import (
+    ARCHS,
+    MBCONV_ARCHS,
+)
 from mmefficientmod.models.backbones.timm_models import check_name
 
 # Backbones of timm, under timm's names.
@@ -33,11 +37,11 @@ BACKBONES: dict[str, dict[str, Any]] = {
         f'efficientmod_{arch}': dict(
             type='mmefficientmod.EfficientMod', arch=arch
         )
-        for arch in efficientmod.ARCHS
+        for arch in ARCHS
     },
     **{
         arch: dict(type='mmefficientmod.EfficientMod', arch=arch)
-        for arch in efficientmod.MBCONV_ARCHS
+        for arch in MBCONV_ARCHS
     },
     **{
         f'edgevit_{arch}': dict(type='mmefficientmod.EdgeViT', arch=arch)

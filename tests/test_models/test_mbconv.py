@@ -12,11 +12,13 @@ from torch.testing import assert_close
 from mmefficientmod import EfficientMod
 from mmefficientmod.analysis.complexity import measure
 from mmefficientmod.models.backbones.efficientmod import (
-    ARCHS,
-    MBCONV_ARCHS,
     AttentionBlock,
     MBConvBlock,
     ModulationBlock,
+)
+from mmefficientmod.models.backbones.efficientmod_variants import (
+    ARCHS,
+    MBCONV_ARCHS,
 )
 
 TINY = dict(

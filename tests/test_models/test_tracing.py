@@ -8,7 +8,10 @@ from torch.testing import assert_close
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from mmefficientmod import EdgeViT, EfficientMod
-from mmefficientmod.models.backbones.efficientmod import ARCHS, MBCONV_ARCHS
+from mmefficientmod.models.backbones.efficientmod_variants import (
+    ARCHS,
+    MBCONV_ARCHS,
+)
 
 NARROW = dict(dims=(8, 16, 24, 32))
 MODELS = {

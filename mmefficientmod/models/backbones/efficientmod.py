@@ -32,6 +32,7 @@ from mmefficientmod.models.backbones.base import (
     init_linear,
     parse_variant,
 )
+from mmefficientmod.models.backbones.efficientmod_variants import VARIANTS
 from mmefficientmod.models.backbones.efficientmod_weights import (
     EfficientModWeights,
 )
@@ -49,45 +50,6 @@ from mmefficientmod.models.layers.reparam import (
     parse_reparam,
 )
 from mmefficientmod.registry import MODELS
-
-# One line for each variant, as in the paper's table of configurations. The
-# expansion ratios are cycled: block j of a stage expands by
-# expand_ratios[j % len(expand_ratios)]. In each stage, `depths` blocks of the
-# kind `block` come first, then `attn_depths` attention blocks.
-ARCHS: dict[str, dict[str, Any]] = {
-    'xxs': dict(
-        dims=(32, 64, 128, 256), depths=(2, 2, 6, 2),
-        attn_depths=(0, 0, 1, 2), attn_mlp_ratios=(4, 4, 4, 4),
-        block='modulation', expand_ratios=(1, 6), drop_path_rate=0.0),
-    'xs': dict(
-        dims=(32, 64, 144, 288), depths=(3, 3, 4, 2),
-        attn_depths=(0, 0, 3, 3), attn_mlp_ratios=(4, 4, 4, 4),
-        block='modulation', expand_ratios=(1, 4), drop_path_rate=0.0),
-    's': dict(
-        dims=(32, 64, 144, 312), depths=(4, 4, 8, 4),
-        attn_depths=(0, 0, 4, 4), attn_mlp_ratios=(4, 4, 4, 5),
-        block='modulation', expand_ratios=(1, 6), drop_path_rate=0.02),
-    's_conv': dict(
-        dims=(40, 80, 160, 344), depths=(4, 4, 12, 8),
-        attn_depths=(0, 0, 0, 0), attn_mlp_ratios=(4, 4, 4, 4),
-        block='modulation', expand_ratios=(1, 6), drop_path_rate=0.02),
-}  # fmt: skip
-# The paper compares modulation with MBConv, without attention and with equally
-# many parameters. It gives those and FLOPs only: 12.9 M, 1.6 G; 6.4 M, 0.7 G.
-# We inferred widths and depths from the modulation models: the larger is
-# s_conv, and xs with modulation blocks in place of its attention blocks, a
-# width of 320 and the ratio 6 has 6.43 M, 0.68 G. We chose the ratios; the
-# MBConv models have 12.91 M, 1.59 G and 6.29 M, 0.71 G.
-MBCONV_ARCHS: dict[str, dict[str, Any]] = {
-    'mbconv_xs': dict(
-        dims=(32, 64, 144, 320), depths=(3, 3, 7, 5),
-        attn_depths=(0, 0, 0, 0), attn_mlp_ratios=(4, 4, 4, 4),
-        block='mbconv', expand_ratios=(1.3, 7.1), drop_path_rate=0.0),
-    'mbconv_s': dict(
-        dims=(40, 80, 160, 344), depths=(4, 4, 12, 8),
-        attn_depths=(0, 0, 0, 0), attn_mlp_ratios=(4, 4, 4, 4),
-        block='mbconv', expand_ratios=(1.3, 7.1), drop_path_rate=0.02),
-}  # fmt: skip
 
 
 class PatchEmbed(nn.Module):
@@ -472,7 +434,7 @@ def parse_arch(arch: str | Mapping[str, Any]) -> dict[str, Any]:
     """
     settings = parse_variant(
         arch,
-        {**ARCHS, **MBCONV_ARCHS},
+        VARIANTS,
         'EfficientMod',
         per_stage=('depths', 'attn_depths', 'attn_mlp_ratios'),
         defaults=dict(block='modulation', drop_path_rate=0.0),

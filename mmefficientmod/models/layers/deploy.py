@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 ModuleT = TypeVar('ModuleT', bound='Deployable')
 
@@ -130,3 +131,33 @@ def fold_scale(linear: nn.Linear, scale: Tensor) -> None:
     """
     linear.weight.mul_(scale[:, None])
     linear.bias.mul_(scale)
+
+
+def fused_with_norm(
+    weight: Tensor, bias: Tensor | None, norm: Any
+) -> tuple[Tensor, Tensor]:
+    """Kernel and bias of the convolution that equals one and its batch norm.
+
+    Args:
+        weight: Kernel ``(C, C_in, k, k)``, in float64.
+        bias: ``(C,)`` in float64, or None.
+        norm: The batch norm, with weight, bias and statistics.
+
+    Returns:
+        Kernel ``(C, C_in, k, k)`` and bias ``(C,)``, in float64.
+    """
+    scale, shift, mean, variance = map(
+        exact, (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    )
+    return fuse_conv_bn_weights(
+        weight, bias, mean, variance, norm.eps, scale, shift
+    )
+
+
+def exact(x: Any) -> Tensor:
+    """A detached copy in float64, on the CPU: some devices lack float64.
+
+    Args:
+        x: A tensor.
+    """
+    return x.detach().to('cpu', torch.float64)
