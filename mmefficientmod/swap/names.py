@@ -19,6 +19,7 @@ from mmefficientmod.models.backbones import edgevit
 from mmefficientmod.models.backbones.efficientmod_variants import (
     ARCHS,
     MBCONV_ARCHS,
+    PHONE_ARCHS,
 )
 from mmefficientmod.models.backbones.timm_models import check_name
 
@@ -37,7 +38,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
         f'efficientmod_{arch}': dict(
             type='mmefficientmod.EfficientMod', arch=arch
         )
-        for arch in ARCHS
+        for arch in ARCHS | PHONE_ARCHS
     },
     **{
         arch: dict(type='mmefficientmod.EfficientMod', arch=arch)

@@ -28,6 +28,26 @@ ARCHS: dict[str, dict[str, Any]] = {
         attn_depths=(0, 0, 0, 0), attn_mlp_ratios=(4, 4, 4, 4),
         block='modulation', expand_ratios=(1, 6), drop_path_rate=0.02),
 }  # fmt: skip
+# For phones, without attention. Of its xxs (Conv) the paper gives 4.4 M and
+# 0.7 G, but neither widths nor depths. We inferred them as s_conv follows from
+# s: a modulation block takes the place of each attention block, and the first
+# stages become wider in relation to the others. With 48 and 96 channels in the
+# first two stages, and those of xxs in the others, it has 4.36 M, 0.69 G. (The
+# 40 and 80 of s_conv would give 0.59 G.) xxs_phone is the model of appendix J,
+# for which the paper gives neither parameters nor FLOPs. We took it to be
+# xxs_conv with a batch norm after each convolution in place of the LayerNorms:
+# 4.37 M, 0.70 G, and folded 4.35 M, 0.69 G. The second model of appendix J
+# (75.2, widths and depths adjusted, which are not published) is not here.
+PHONE_ARCHS: dict[str, dict[str, Any]] = {
+    'xxs_conv': dict(
+        dims=(48, 96, 128, 256), depths=(2, 2, 7, 4),
+        attn_depths=(0, 0, 0, 0), attn_mlp_ratios=(4, 4, 4, 4),
+        block='modulation', expand_ratios=(1, 6), drop_path_rate=0.0),
+    'xxs_phone': dict(
+        dims=(48, 96, 128, 256), depths=(2, 2, 7, 4),
+        attn_depths=(0, 0, 0, 0), attn_mlp_ratios=(4, 4, 4, 4),
+        block='phone', expand_ratios=(1, 6), drop_path_rate=0.0),
+}  # fmt: skip
 # The paper compares modulation with MBConv, without attention and with equally
 # many parameters. It gives those and FLOPs only: 12.9 M, 1.6 G; 6.4 M, 0.7 G.
 # We inferred widths and depths from the modulation models: the larger is
@@ -44,4 +64,4 @@ MBCONV_ARCHS: dict[str, dict[str, Any]] = {
         attn_depths=(0, 0, 0, 0), attn_mlp_ratios=(4, 4, 4, 4),
         block='mbconv', expand_ratios=(1.3, 7.1), drop_path_rate=0.02),
 }  # fmt: skip
-VARIANTS = ARCHS | MBCONV_ARCHS
+VARIANTS = ARCHS | PHONE_ARCHS | MBCONV_ARCHS

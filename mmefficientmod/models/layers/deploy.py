@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -122,15 +122,32 @@ def fold_norm(norm: nn.LayerNorm, *linears: nn.Linear) -> None:
 
 
 @torch.no_grad()
-def fold_scale(linear: nn.Linear, scale: Tensor) -> None:
+def fold_scale(linear: nn.Linear | nn.Conv2d, scale: Tensor) -> None:
     """Move the scale of a linear layer's output into its weight and bias.
 
     Args:
-        linear: From any number of channels to C.
+        linear: From any number of channels to C; a convolution as well.
         scale: ``(C,)``.
     """
-    linear.weight.mul_(scale[:, None])
-    linear.bias.mul_(scale)
+    dims = (1,) * (linear.weight.ndim - 1)
+    linear.weight.mul_(scale.view(-1, *dims))
+    cast(Tensor, linear.bias).mul_(scale)
+
+
+@torch.no_grad()
+def fold_batch_norm(conv: nn.Conv2d, norm: Any) -> None:
+    """Move a batch norm into the convolution before it.
+
+    The convolution then gives what both gave in evaluation mode.
+
+    Args:
+        conv: The convolution, with a bias or without.
+        norm: The batch norm, with weight, bias and statistics.
+    """
+    bias = None if conv.bias is None else exact(conv.bias)
+    weight, shift = fused_with_norm(exact(conv.weight), bias, norm)
+    conv.weight.copy_(weight)
+    conv.bias = nn.Parameter(shift.to(conv.weight))
 
 
 def fused_with_norm(
