@@ -40,6 +40,8 @@ TINY = dict(
     expand_ratios=(1, 3),
     attn_mlp_ratios=(2, 2, 2, 2),
 )
+# The same without attention, with batch norms.
+TINY_PHONE = {**TINY, 'attn_depths': (0, 0, 0, 0), 'block': 'phone'}
 # EdgeViT in the same widths.
 TINY_EDGEVIT = dict(
     dims=TINY['dims'], depths=(1, 1, 1, 1), head_dim=8, sr_ratios=(4, 2, 2, 1)

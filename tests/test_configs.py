@@ -28,6 +28,10 @@ from mmefficientmod.config.nodes import (
 )
 from mmefficientmod.config.options import apply_options
 from mmefficientmod.config.schedule import scale_schedule
+from mmefficientmod.models.backbones.efficientmod_variants import (
+    ARCHS,
+    PHONE_ARCHS,
+)
 from mmefficientmod.models.backbones.efficientmod_weights import (
     rename_official_keys,
 )
@@ -41,7 +45,7 @@ RIVALS = {
     for task in ('seg', 'det')
 }
 SEG = CONFIGS['seg']
-VARIANTS = ('xxs', 'xs', 's', 's_conv')
+VARIANTS = tuple(ARCHS)
 NAMES = {
     'seg': r'fpn_efficientmod_(\w+?)(?:(?:_reparam)?_ade20k|_finetune)',
     'det': r'(?:mask_rcnn|retinanet)_efficientmod_(\w+?)'
@@ -58,7 +62,7 @@ SCOPES = dict(seg='mmseg', det='mmdet', cls='mmpretrain')
         ('seg', 'fpn_efficientmod_{}_ade20k', VARIANTS),
         ('det', 'mask_rcnn_efficientmod_{}_fpn_1x_coco', VARIANTS),
         ('det', 'retinanet_efficientmod_{}_fpn_1x_coco', ('s', 's_conv')),
-        ('cls', 'efficientmod_{}_in1k', VARIANTS),
+        ('cls', 'efficientmod_{}_in1k', (*VARIANTS, *PHONE_ARCHS)),
         ('cls', 'efficientmod_{}_distill_in1k', VARIANTS),
         ('seg', 'fpn_efficientmod_{}_reparam_ade20k', ('s', 's_conv')),
         (

@@ -19,6 +19,10 @@ from mmefficientmod import swap_backbone
 from mmefficientmod.analysis.complexity import measure
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.toolbox import build_model, input_size
+from mmefficientmod.models.backbones.efficientmod_variants import (
+    ARCHS,
+    PHONE_ARCHS,
+)
 
 CONFIGS = sorted(
     path
@@ -138,10 +142,11 @@ def test_results_are_plausible():
 
 
 def test_weights_name_the_authors_page():
-    # One file for each classifier: the distilled one, but for s_conv.
+    # One file for each classifier: the distilled one, but for s_conv. There is
+    # none of the models for phones.
     without = {
         f'efficientmod_{arch}_in1k'
-        for arch in ('xxs', 'xs', 's', 's_conv_distill')
+        for arch in ('xxs', 'xs', 's', 's_conv_distill', *PHONE_ARCHS)
     }
     for path in OWN:
         name, model = path.stem, entries()[path.stem]
@@ -224,9 +229,10 @@ def test_mmpretrain_builds_classifiers_by_name(monkeypatch):
     names = api.list_models('efficientmod_*_in1k')
     assert names == sorted(
         f'efficientmod_{arch}{kind}_in1k'
-        for arch in ('xxs', 'xs', 's', 's_conv')
+        for arch in (*ARCHS, *PHONE_ARCHS)
         for kind in ('', '_distill', '_reparam', '_100e')
-        if kind != '_reparam' or arch in ('s', 's_conv')
+        if (kind != '_reparam' or arch in ('s', 's_conv'))
+        and (not kind or arch in ARCHS)
     )
     for kind in ('', '_distill'):
         model = api.get_model(f'efficientmod_xxs{kind}_in1k')

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from mmefficientmod import EfficientMod, swap_backbone
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError
-from mmefficientmod.models.backbones.efficientmod import ARCHS
+from mmefficientmod.models.backbones.efficientmod_variants import ARCHS
 from mmefficientmod.swap.names import (
     BACKBONES,
     backbone_name,

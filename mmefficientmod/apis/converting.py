@@ -35,11 +35,10 @@ from mmefficientmod.checkpoint.reading import (
     weights_below,
 )
 from mmefficientmod.models.backbones.efficientmod import (
-    ARCHS,
-    MBCONV_ARCHS,
     ContextBranch,
     EfficientMod,
 )
+from mmefficientmod.models.backbones.efficientmod_variants import VARIANTS
 from mmefficientmod.models.backbones.efficientmod_weights import (
     BRANCHES,
     rename_official_keys,
@@ -53,7 +52,8 @@ from mmefficientmod.version import __version__
 
 # What a conversion writes: the whole model or its backbone.
 PARTS = ('model', 'backbone')
-VARIANTS = ARCHS | MBCONV_ARCHS
+# Parts of names that only the weights of a kind of block have.
+BLOCKS = (('.context.f.proj.', 'phone'), ('.context.', 'modulation'))
 
 
 @dataclass(frozen=True)
@@ -284,8 +284,11 @@ def recognise_arch(weights: Mapping[str, Tensor]) -> str | None:
     Returns:
         Name of the variant; None if no variant has these channels and blocks.
     """
-    modulation = any('.context.' in name for name in weights)
-    wanted = _dims(weights), 'modulation' if modulation else 'mbconv'
+    block = next(
+        (b for part, b in BLOCKS if any(part in name for name in weights)),
+        'mbconv',
+    )
+    wanted = _dims(weights), block
     return next(
         (k for k, v in VARIANTS.items() if (v['dims'], v['block']) == wanted),
         None,

@@ -18,14 +18,18 @@ from mmefficientmod.models.backbones.efficientmod import (
     ModulationBlock,
     PatchEmbed,
 )
+from mmefficientmod.models.backbones.efficientmod_phone import (
+    PhoneBlock,
+    PhonePatchEmbed,
+)
 
 DOWNSAMPLING = 'stem and downsampling'
 MODULATION = 'modulation blocks'
 ATTENTION = 'attention blocks'
 BLOCK_KINDS = {
-    DOWNSAMPLING: PatchEmbed,
-    MODULATION: ModulationBlock,
-    ATTENTION: AttentionBlock,
+    DOWNSAMPLING: (PatchEmbed, PhonePatchEmbed),
+    MODULATION: (ModulationBlock, PhoneBlock),
+    ATTENTION: (AttentionBlock,),
 }
 
 
@@ -51,8 +55,8 @@ def time_blocks(
     blocks = [
         (module, kind)
         for module in (backbone.modules() if backbone else ())
-        for kind, block_class in BLOCK_KINDS.items()
-        if isinstance(module, block_class)
+        for kind, classes in BLOCK_KINDS.items()
+        if isinstance(module, classes)
     ]
     if not blocks:
         return None

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from mmefficientmod.benchmark.sources import import_file, short_hash
 from mmefficientmod.config.nodes import ConfigError
-from mmefficientmod.models.backbones.efficientmod import ARCHS, EfficientMod
+from mmefficientmod.models.backbones.efficientmod import EfficientMod
+from mmefficientmod.models.backbones.efficientmod_variants import ARCHS
 from mmefficientmod.models.backbones.efficientmod_weights import (
     rename_official_keys,
 )

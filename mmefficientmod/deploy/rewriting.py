@@ -63,6 +63,7 @@ def fix_random_bases(model: nn.Module) -> None:
         model: The model, changed in place.
     """
     module: Any
+    ham: Any
     for module in model.modules():
         ham = getattr(module, 'ham', None)
         if getattr(ham, 'rand_init', False):

@@ -15,7 +15,12 @@ from mmengine.config import ConfigDict
 
 from mmefficientmod.config.nodes import ConfigError, type_name
 from mmefficientmod.messages import did_you_mean
-from mmefficientmod.models.backbones import edgevit, efficientmod
+from mmefficientmod.models.backbones import edgevit
+from mmefficientmod.models.backbones.efficientmod_variants import (
+    ARCHS,
+    MBCONV_ARCHS,
+    PHONE_ARCHS,
+)
 from mmefficientmod.models.backbones.timm_models import check_name
 
 # Backbones of timm, under timm's names.
@@ -33,11 +38,11 @@ BACKBONES: dict[str, dict[str, Any]] = {
         f'efficientmod_{arch}': dict(
             type='mmefficientmod.EfficientMod', arch=arch
         )
-        for arch in efficientmod.ARCHS
+        for arch in ARCHS | PHONE_ARCHS
     },
     **{
         arch: dict(type='mmefficientmod.EfficientMod', arch=arch)
-        for arch in efficientmod.MBCONV_ARCHS
+        for arch in MBCONV_ARCHS
     },
     **{
         f'edgevit_{arch}': dict(type='mmefficientmod.EdgeViT', arch=arch)

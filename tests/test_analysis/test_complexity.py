@@ -14,7 +14,7 @@ from mmefficientmod.analysis.complexity import TensorForward, measure
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.toolbox import build_model, input_size
-from mmefficientmod.models.backbones.efficientmod import ARCHS
+from mmefficientmod.models.backbones.efficientmod_variants import ARCHS
 
 SEG = 'mmefficientmod::seg/fpn_efficientmod_xxs_ade20k.py'
 # In 1e9 multiply-adds at 224 and 1e6 parameters, as the paper prints them.

@@ -19,10 +19,10 @@ from torch.testing import assert_close
 
 from mmefficientmod import EfficientMod
 from mmefficientmod.models.backbones.efficientmod import (
-    ARCHS,
     AttentionBlock,
     ModulationBlock,
 )
+from mmefficientmod.models.backbones.efficientmod_variants import ARCHS
 from mmefficientmod.models.backbones.efficientmod_weights import (
     rename_official_keys,
 )

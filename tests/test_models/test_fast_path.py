@@ -17,11 +17,13 @@ from mmefficientmod import EdgeViT, EfficientMod
 from mmefficientmod.models.backbones import edgevit, efficientmod
 from mmefficientmod.models.backbones.edgevit import Mlp
 from mmefficientmod.models.backbones.efficientmod import (
-    ARCHS,
-    MBCONV_ARCHS,
     AttentionBlock,
     MBConvBlock,
     ModulationBlock,
+)
+from mmefficientmod.models.backbones.efficientmod_variants import (
+    ARCHS,
+    MBCONV_ARCHS,
 )
 from mmefficientmod.models.layers import fast_path, matmul
 from mmefficientmod.models.layers.depthwise import depthwise_conv

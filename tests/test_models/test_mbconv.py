@@ -12,11 +12,13 @@ from torch.testing import assert_close
 from mmefficientmod import EfficientMod
 from mmefficientmod.analysis.complexity import measure
 from mmefficientmod.models.backbones.efficientmod import (
-    ARCHS,
-    MBCONV_ARCHS,
     AttentionBlock,
     MBConvBlock,
     ModulationBlock,
+)
+from mmefficientmod.models.backbones.efficientmod_variants import (
+    ARCHS,
+    MBCONV_ARCHS,
 )
 
 TINY = dict(
@@ -221,5 +223,5 @@ def test_layer_depth_grows_with_the_network(arch):
 def test_unknown_block_is_named():
     with pytest.raises(ValueError, match="'mb'; there are modulation, mbconv"):
         EfficientMod({**TINY, 'block': 'mb'})
-    with pytest.raises(ValueError, match='s_conv, mbconv_xs, mbconv_s'):
+    with pytest.raises(ValueError, match='xxs_phone, mbconv_xs, mbconv_s'):
         EfficientMod('mbconv')

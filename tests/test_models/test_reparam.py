@@ -231,8 +231,8 @@ def another_norm(model):
     [
         (hooked, 'this Conv2d is not plain: .* or it has a hook'),
         (of_another_class, 'this Lora is not plain'),
-        (without_statistics, 'a branch has .*track_running_stats=False'),
-        (another_norm, 'a branch has GroupNorm'),
+        (without_statistics, 'the model has .*track_running_stats=False'),
+        (another_norm, 'the model has GroupNorm'),
     ],
 )
 def test_model_that_cannot_be_merged_is_refused_and_unchanged(change, message):

@@ -2,13 +2,16 @@
 
 import pytest
 import torch
-from helpers import TINY, TINY_EDGEVIT, randomise
+from helpers import TINY, TINY_EDGEVIT, TINY_PHONE, randomise
 from torch import fx
 from torch.testing import assert_close
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from mmefficientmod import EdgeViT, EfficientMod
-from mmefficientmod.models.backbones.efficientmod import ARCHS, MBCONV_ARCHS
+from mmefficientmod.models.backbones.efficientmod_variants import (
+    ARCHS,
+    MBCONV_ARCHS,
+)
 
 NARROW = dict(dims=(8, 16, 24, 32))
 MODELS = {
@@ -25,6 +28,8 @@ MODELS = {
     ),
     'with_cp': lambda: EfficientMod(TINY, with_cp=True),
     'one stage': lambda: EfficientMod(TINY, out_indices=2, frozen_stages=1),
+    'phone': lambda: EfficientMod(TINY_PHONE, final_norm=True),
+    'phone, deployed': lambda: EfficientMod(TINY_PHONE).switch_to_deploy(),
     'EdgeViT': lambda: EdgeViT(TINY_EDGEVIT, final_norm=True),
 }
 IMAGE = torch.rand(1, 3, 64, 96)

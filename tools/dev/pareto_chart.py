@@ -26,8 +26,12 @@ ACCURACIES = (
     ('dist.', ':', 'none', 'trained with distillation'),
 )
 OURS = 'efficientmod_'
-# EfficientMod without attention: as large as s, so not on the line xxs, xs, s.
-APART = 'efficientmod_s_conv'
+# EfficientMod without attention: not on the line xxs, xs, s.
+APART = (
+    'efficientmod_s_conv',
+    'efficientmod_xxs_conv',
+    'efficientmod_xxs_phone',
+)
 Row = Mapping[str, str]
 
 
@@ -125,12 +129,10 @@ def draw_family(ax: Axes, family: Family, rows: Sequence[Row]) -> None:
     """The lines of a family, with its label."""
     ours = family.prefix == OURS
     members = [r for r in rows if r['backbone'].startswith(family.prefix)]
-    line = [r for r in members if r['backbone'] != APART]
-    apart = [r for r in members if r['backbone'] == APART]
+    line = [r for r in members if r['backbone'] not in APART]
+    apart = [[r] for r in members if r['backbone'] in APART]
     for column, style, fill, _ in ACCURACIES:
-        for group in filter(
-            None, (points(line, column), points(apart, column))
-        ):
+        for group in filter(None, (points(x, column) for x in (line, *apart))):
             ax.plot(
                 *zip(*group, strict=True),
                 f'o{style}',

@@ -62,6 +62,8 @@ def lay_out(model: nn.Module, layout: str) -> nn.Module:
 
 def _twin(backbone: EfficientMod, layout: str) -> nn.Module:
     backbone.switch_to_deploy()
+    if not backbone.channels_last:  # it is channels first already
+        return backbone
     if layout == 'tokens':
         return Tokens(backbone).eval()
     if layout == 'hybrid':

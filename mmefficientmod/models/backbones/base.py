@@ -25,6 +25,8 @@ class Stage(nn.Module):
             stage, which the stem precedes.
         blocks: Each ``(N, H', W', C) -> (N, H', W', C)``.
         with_cp: Recompute each block in the backward pass, to save memory.
+        channels_last: Whether the modules work on ``(N, H, W, C)``, as above;
+            False for ``(N, C, H, W)`` everywhere. Default: True.
     """
 
     def __init__(
@@ -32,16 +34,18 @@ class Stage(nn.Module):
         downsample: nn.Module | None,
         blocks: Sequence[nn.Module],
         with_cp: bool,
+        channels_last: bool = True,
     ) -> None:
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.ModuleList(blocks)
         self.with_cp = with_cp
+        self.channels_last = channels_last
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, H, W, C_in) -> (N, H', W', C)``."""
         if self.downsample is not None:
-            x = self.downsample(to_nchw_view(x))
+            x = self.downsample(to_nchw_view(x) if self.channels_last else x)
         for block in self.blocks:
             x = recompute(block, x) if self.with_cp else block(x)
         return x
@@ -52,7 +56,8 @@ class PyramidBackbone(BaseModule):
 
     A subclass builds ``stem``, ``(N, C, H, W) -> (N, H/4, W/4, C_0)``, then
     :attr:`num_built` ``stages``, and ``norm`` (None for no norm), and calls
-    :meth:`_freeze_stages` at the end.
+    :meth:`_freeze_stages` at the end. Where :attr:`channels_last` is False,
+    all of them give ``(N, C, H, W)``.
 
     Args:
         dims: Channels of each stage.
@@ -67,11 +72,13 @@ class PyramidBackbone(BaseModule):
     Attributes:
         out_channels: Channels of each returned level.
         out_strides: Stride of each returned level, in pixels.
+        channels_last: Whether tensors inside are ``(N, H, W, C)``.
 
     Raises:
         ValueError: For an index or a number of stages out of range.
     """
 
+    channels_last = True
     stem: nn.Module
     stages: nn.ModuleList
     norm: nn.Module | None
@@ -150,11 +157,13 @@ class PyramidBackbone(BaseModule):
                 out = x
                 if is_last and self.norm is not None:
                     out = self._final_norm(self.norm, x)
-                outs.append(to_nchw_view(out).contiguous())
+                if self.channels_last:
+                    out = to_nchw_view(out)
+                outs.append(out.contiguous())
         return tuple(outs)
 
     def _final_norm(self, norm: nn.Module, x: Tensor) -> Tensor:
-        """The norm after the last stage, ``(N, H, W, C) -> (N, H, W, C)``."""
+        """The norm after the last stage, in the layout of the stages."""
         return norm(x)
 
     def get_layer_depth(

@@ -8,6 +8,8 @@ largest value.
 Inside a stage every tensor is channels-last, ``(N, H, W, C)``, so that linear
 layers and norms read contiguous memory. A convolution sees the same memory as
 a ``(N, C, H, W)`` view in PyTorch's ``channels_last`` format: no copies.
+The phone blocks work channels-first, see
+:mod:`mmefficientmod.models.backbones.efficientmod_phone`.
 
 The ``forward`` of each module computes the module's equation. That of a block
 does so only if the block's fast path, which gives the same result, may not
@@ -32,6 +34,11 @@ from mmefficientmod.models.backbones.base import (
     init_linear,
     parse_variant,
 )
+from mmefficientmod.models.backbones.efficientmod_phone import (
+    PhoneBlock,
+    PhonePatchEmbed,
+)
+from mmefficientmod.models.backbones.efficientmod_variants import VARIANTS
 from mmefficientmod.models.backbones.efficientmod_weights import (
     EfficientModWeights,
 )
@@ -49,45 +56,6 @@ from mmefficientmod.models.layers.reparam import (
     parse_reparam,
 )
 from mmefficientmod.registry import MODELS
-
-# One line for each variant, as in the paper's table of configurations. The
-# expansion ratios are cycled: block j of a stage expands by
-# expand_ratios[j % len(expand_ratios)]. In each stage, `depths` blocks of the
-# kind `block` come first, then `attn_depths` attention blocks.
-ARCHS: dict[str, dict[str, Any]] = {
-    'xxs': dict(
-        dims=(32, 64, 128, 256), depths=(2, 2, 6, 2),
-        attn_depths=(0, 0, 1, 2), attn_mlp_ratios=(4, 4, 4, 4),
-        block='modulation', expand_ratios=(1, 6), drop_path_rate=0.0),
-    'xs': dict(
-        dims=(32, 64, 144, 288), depths=(3, 3, 4, 2),
-        attn_depths=(0, 0, 3, 3), attn_mlp_ratios=(4, 4, 4, 4),
-        block='modulation', expand_ratios=(1, 4), drop_path_rate=0.0),
-    's': dict(
-        dims=(32, 64, 144, 312), depths=(4, 4, 8, 4),
-        attn_depths=(0, 0, 4, 4), attn_mlp_ratios=(4, 4, 4, 5),
-        block='modulation', expand_ratios=(1, 6), drop_path_rate=0.02),
-    's_conv': dict(
-        dims=(40, 80, 160, 344), depths=(4, 4, 12, 8),
-        attn_depths=(0, 0, 0, 0), attn_mlp_ratios=(4, 4, 4, 4),
-        block='modulation', expand_ratios=(1, 6), drop_path_rate=0.02),
-}  # fmt: skip
-# The paper compares modulation with MBConv, without attention and with equally
-# many parameters. It gives those and FLOPs only: 12.9 M, 1.6 G; 6.4 M, 0.7 G.
-# We inferred widths and depths from the modulation models: the larger is
-# s_conv, and xs with modulation blocks in place of its attention blocks, a
-# width of 320 and the ratio 6 has 6.43 M, 0.68 G. We chose the ratios; the
-# MBConv models have 12.91 M, 1.59 G and 6.29 M, 0.71 G.
-MBCONV_ARCHS: dict[str, dict[str, Any]] = {
-    'mbconv_xs': dict(
-        dims=(32, 64, 144, 320), depths=(3, 3, 7, 5),
-        attn_depths=(0, 0, 0, 0), attn_mlp_ratios=(4, 4, 4, 4),
-        block='mbconv', expand_ratios=(1.3, 7.1), drop_path_rate=0.0),
-    'mbconv_s': dict(
-        dims=(40, 80, 160, 344), depths=(4, 4, 12, 8),
-        attn_depths=(0, 0, 0, 0), attn_mlp_ratios=(4, 4, 4, 4),
-        block='mbconv', expand_ratios=(1.3, 7.1), drop_path_rate=0.02),
-}  # fmt: skip
 
 
 class PatchEmbed(nn.Module):
@@ -220,6 +188,7 @@ class ModulationBlock(nn.Module):
     layers_after_norm: ClassVar[dict[str, tuple[str, ...]]] = dict(
         norm=('mlp.context.f', 'mlp.fc1')
     )
+    scaled_layer = 'mlp.fc2'  # gamma is folded into it
 
     def __init__(
         self,
@@ -259,7 +228,9 @@ class MBConvBlock(ModulationBlock):
     layers_after_norm = dict(norm=('mlp.fc1',))
 
 
-BLOCKS = dict(modulation=ModulationBlock, mbconv=MBConvBlock)
+BLOCKS: dict[str, Any] = dict(
+    modulation=ModulationBlock, mbconv=MBConvBlock, phone=PhoneBlock
+)
 
 
 class Attention(nn.Module):
@@ -350,13 +321,15 @@ class EfficientMod(EfficientModWeights, PyramidBackbone):
 
     Args:
         arch: Name of a variant (``xxs``, ``xs``, ``s``, ``s_conv``; the
-            MBConv models ``mbconv_xs``, ``mbconv_s``; a hyphen may replace
-            the underscore) or a dict with the keys ``dims``, ``depths``
+            models for phones ``xxs_conv``, ``xxs_phone``; the MBConv models
+            ``mbconv_xs``, ``mbconv_s``; a hyphen may replace the underscore)
+            or a dict with the keys ``dims``, ``depths``
             (modulation blocks in each stage), ``attn_depths`` (attention
             blocks after them), ``expand_ratios`` (cycled over the modulation
             blocks; integers), ``attn_mlp_ratios`` and, optionally, ``block``
-            (``'modulation'``, or ``'mbconv'`` for MBConv in its place, whose
-            ratios may be fractions) and ``drop_path_rate`` (0).
+            (``'modulation'``; ``'phone'`` for modulation with batch norms
+            and without attention; ``'mbconv'`` for MBConv, whose ratios may
+            be fractions) and ``drop_path_rate`` (0).
         in_channels: Channels of the image. Default: 3.
         out_indices: Stages to return, 0 to 3 or -4 to -1, in ascending
             order; an int selects one stage. Stages after the last of them
@@ -366,14 +339,14 @@ class EfficientMod(EfficientModWeights, PyramidBackbone):
             s_conv and mbconv_s, 0 for the others).
         layer_scale_init_value: Initial layer scale of the modulation or
             MBConv blocks; 0 builds no layer scale. Default: 1e-4.
-        final_norm: Apply a LayerNorm to the output of the last stage.
-            Classification needs it; the authors' dense models have none.
-            Default: False.
+        final_norm: Apply a LayerNorm, or after phone blocks a batch norm, to
+            the output of the last stage. Classification needs it; the
+            authors' dense models have none. Default: False.
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the
             first n stages: no gradients, and evaluation mode. Default: -1.
-        norm_eval: Keep the batch norms of ``reparam``, and those that a user
-            adds, in evaluation mode during training. The plain variants have
-            LayerNorm only, which is the same in both modes. Default: False.
+        norm_eval: Keep the batch norms of phone blocks and of ``reparam``,
+            and those that a user adds, in evaluation mode during training.
+            LayerNorm is the same in both modes. Default: False.
         with_cp: Recompute each block in the backward pass to save memory.
             Default: False.
         reparam: Parallel branches of the 7x7 convolution of each modulation
@@ -428,13 +401,14 @@ class EfficientMod(EfficientModWeights, PyramidBackbone):
         num_blocks = sum(arch['depths']) + sum(arch['attn_depths'])
         rates = drop_path_rates(drop_path_rate, num_blocks)
 
-        self.stem = PatchEmbed(in_channels, dims[0], kernel_size=7, stride=4)
+        phone = arch['block'] == 'phone'
+        self.channels_last = not phone
+        embed = PhonePatchEmbed if phone else PatchEmbed
+        self.stem = embed(in_channels, dims[0], kernel_size=7, stride=4)
         self.stages = nn.ModuleList()
         for i, dim in enumerate(dims[: self.num_built]):
             downsample = (
-                PatchEmbed(dims[i - 1], dim, kernel_size=3, stride=2)
-                if i
-                else None
+                embed(dims[i - 1], dim, kernel_size=3, stride=2) if i else None
             )
             ratios = arch['expand_ratios']
             blocks: list[nn.Module] = [
@@ -450,8 +424,9 @@ class EfficientMod(EfficientModWeights, PyramidBackbone):
                 AttentionBlock(dim, arch['attn_mlp_ratios'][i], next(rates))
                 for _ in range(arch['attn_depths'][i])
             ]
-            self.stages.append(Stage(downsample, blocks, with_cp))
-        self.norm = nn.LayerNorm(dims[-1]) if final_norm else None
+            self.stages.append(Stage(downsample, blocks, with_cp, not phone))
+        norm = nn.BatchNorm2d if phone else nn.LayerNorm
+        self.norm = norm(dims[-1]) if final_norm else None
 
         self.apply(init_linear)
         # Built last, so that all other layers get the initial weights of the
@@ -472,7 +447,7 @@ def parse_arch(arch: str | Mapping[str, Any]) -> dict[str, Any]:
     """
     settings = parse_variant(
         arch,
-        {**ARCHS, **MBCONV_ARCHS},
+        VARIANTS,
         'EfficientMod',
         per_stage=('depths', 'attn_depths', 'attn_mlp_ratios'),
         defaults=dict(block='modulation', drop_path_rate=0.0),
@@ -487,9 +462,15 @@ def parse_arch(arch: str | Mapping[str, Any]) -> dict[str, Any]:
             'expand_ratios of EfficientMod is empty; it needs at least one '
             'ratio, for example (1, 6)'
         )
+    if settings['block'] == 'phone' and any(settings['attn_depths']):
+        raise ValueError(
+            f'EfficientMod with block={settings["block"]!r} has no attention, '
+            f'and attn_depths is {tuple(settings["attn_depths"])}; give a 0 '
+            'for each stage'
+        )
     # The context multiplies r groups of channels, so that modulation needs an
     # integer r.
-    whole = settings['block'] == 'modulation'
+    whole = settings['block'] != 'mbconv'
     for ratio in settings['expand_ratios']:
         if not isinstance(ratio, int if whole else (int, float)) or ratio <= 0:
             raise ValueError(

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from mmefficientmod.checkpoint.loading import without_counters
 from mmefficientmod.checkpoint.reading import CheckpointError
+from mmefficientmod.models.backbones.efficientmod_phone import ConvNorm
 from mmefficientmod.models.layers.deploy import (
     Deployable,
     fold_norm,
     fold_scale,
 )
-from mmefficientmod.models.layers.plain import check_plain
+from mmefficientmod.models.layers.plain import check_batch_norm, check_plain
 from mmefficientmod.models.layers.reparam import (
     ParallelBranches,
     Reparameterisable,
@@ -93,7 +94,7 @@ class EfficientModWeights(Deployable):
             raise ValueError(
                 f'reparam={reparam} is for modulation blocks, whose 7x7 '
                 'convolution gets parallel branches, and this arch has none '
-                '(MBConv and attention blocks take no branches)'
+                '(phone, MBConv and attention blocks take no branches)'
             )
         for context in contexts:
             context.branches = ParallelBranches(
@@ -192,8 +193,10 @@ class EfficientModWeights(Deployable):
         """Fold branches, norms and layer scales into their neighbours.
 
         The branches of ``reparam`` go into the convolutions beside them, the
-        affine parts of the norms into the layers that read them, and each
-        layer scale into the linear layer before it.
+        affine parts of LayerNorms into the layers that read them, the batch
+        norms of phone blocks into the convolutions before them, and each
+        layer scale into the linear layer before it. A final batch norm stays,
+        because no convolution precedes it.
 
         Raises:
             RuntimeError: If one of these layers is not plain, such as a LoRA
@@ -207,7 +210,13 @@ class EfficientModWeights(Deployable):
             layers = [x for norm, linears in pairs for x in (norm, *linears)]
             for layer in (*layers, *scaled):
                 check_plain(layer, 'switch_to_deploy()')
+        convs = [m for m in self.modules() if isinstance(m, ConvNorm)]
+        for conv in convs:
+            check_plain(conv.proj, 'switch_to_deploy()')
+            check_batch_norm(conv.norm, 'switch_to_deploy()')
         self.merge_branches()
+        for conv in convs:
+            conv.fold_norm()
         for block, (pairs, scaled) in folded.items():
             for norm, linears in pairs:
                 fold_norm(norm, *linears)
@@ -225,7 +234,8 @@ def _folded_layers(
         for norm, linears in block.layers_after_norm.items()
     ]
     has_scale = getattr(block, 'gamma', None) is not None
-    return pairs, [block.mlp.fc2] if has_scale else []
+    scaled = [block.get_submodule(block.scaled_layer)] if has_scale else []
+    return pairs, scaled
 
 
 def _branches_differ(given: set[str], own: set[str]) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 ModuleT = TypeVar('ModuleT', bound='Deployable')
 
@@ -121,12 +122,59 @@ def fold_norm(norm: nn.LayerNorm, *linears: nn.Linear) -> None:
 
 
 @torch.no_grad()
-def fold_scale(linear: nn.Linear, scale: Tensor) -> None:
+def fold_scale(linear: nn.Linear | nn.Conv2d, scale: Tensor) -> None:
     """Move the scale of a linear layer's output into its weight and bias.
 
     Args:
-        linear: From any number of channels to C.
+        linear: From any number of channels to C; a convolution as well.
         scale: ``(C,)``.
     """
-    linear.weight.mul_(scale[:, None])
-    linear.bias.mul_(scale)
+    dims = (1,) * (linear.weight.ndim - 1)
+    linear.weight.mul_(scale.view(-1, *dims))
+    cast(Tensor, linear.bias).mul_(scale)
+
+
+@torch.no_grad()
+def fold_batch_norm(conv: nn.Conv2d, norm: Any) -> None:
+    """Move a batch norm into the convolution before it.
+
+    The convolution then gives what both gave in evaluation mode.
+
+    Args:
+        conv: The convolution, with a bias or without.
+        norm: The batch norm, with weight, bias and statistics.
+    """
+    bias = None if conv.bias is None else exact(conv.bias)
+    weight, shift = fused_with_norm(exact(conv.weight), bias, norm)
+    conv.weight.copy_(weight)
+    conv.bias = nn.Parameter(shift.to(conv.weight))
+
+
+def fused_with_norm(
+    weight: Tensor, bias: Tensor | None, norm: Any
+) -> tuple[Tensor, Tensor]:
+    """Kernel and bias of the convolution that equals one and its batch norm.
+
+    Args:
+        weight: Kernel ``(C, C_in, k, k)``, in float64.
+        bias: ``(C,)`` in float64, or None.
+        norm: The batch norm, with weight, bias and statistics.
+
+    Returns:
+        Kernel ``(C, C_in, k, k)`` and bias ``(C,)``, in float64.
+    """
+    scale, shift, mean, variance = map(
+        exact, (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    )
+    return fuse_conv_bn_weights(
+        weight, bias, mean, variance, norm.eps, scale, shift
+    )
+
+
+def exact(x: Any) -> Tensor:
+    """A detached copy in float64, on the CPU: some devices lack float64.
+
+    Args:
+        x: A tensor.
+    """
+    return x.detach().to('cpu', torch.float64)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from mmengine.model.utils import _BatchNormXd
 from torch import Tensor, nn
+
+# The classes of batch norms that can be folded; a subclass may compute more.
+# `torch_private.BatchNorm` is the base class, for finding batch norms of all
+# kinds. MMEngine's `revert_sync_batchnorm` turns a SyncBatchNorm into a
+# `_BatchNormXd`.
+BATCH_NORMS = (nn.BatchNorm2d, _BatchNormXd, nn.SyncBatchNorm)
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -61,4 +68,27 @@ def check_plain(layer: nn.Module, operation: str) -> None:
             f'{type(layer).__name__} is not plain: its class is not exactly '
             'Linear, LayerNorm or Conv2d, its weight is no plain tensor, or '
             'it has a hook; merge it or remove the hook first'
+        )
+
+
+def check_batch_norm(norm: nn.Module, operation: str) -> None:
+    """Raise if a norm is no batch norm that a convolution can take in.
+
+    Args:
+        norm: The norm.
+        operation: What needs one, for the message.
+
+    Raises:
+        RuntimeError: If the norm is not exactly a batch norm with weight and
+            statistics, or has a hook.
+    """
+    if (
+        not is_plain(norm, BATCH_NORMS)
+        or norm.running_var is None
+        or norm.weight is None
+    ):
+        raise RuntimeError(
+            f'{operation} needs batch norms with weight and running '
+            f'statistics and without hooks, and the model has {norm}; train '
+            'with a BatchNorm2d in its place, or remove its hook'
         )

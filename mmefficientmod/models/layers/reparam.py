@@ -15,24 +15,18 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from mmengine.model.utils import _BatchNormXd
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from mmefficientmod.models.layers.plain import check_plain, is_plain
+from mmefficientmod.models.layers.deploy import exact, fused_with_norm
+from mmefficientmod.models.layers.plain import check_batch_norm, check_plain
 
 # Without a depth-wise 1x1 convolution: it scales each channel, which the batch
 # norm after it undoes, except for the sign. It would repeat the identity.
 DEFAULT = (3, 'identity')
-# The classes of batch norms that can be merged; a subclass may compute more.
-# `torch_private.BatchNorm` is the base class, for finding batch norms of all
-# kinds. MMEngine's `revert_sync_batchnorm` turns a SyncBatchNorm into a
-# `_BatchNormXd`.
-BATCH_NORMS = (nn.BatchNorm2d, _BatchNormXd, nn.SyncBatchNorm)
 
 
 def parse_reparam(
@@ -116,19 +110,12 @@ class Branch(nn.Module):
         Returns:
             Kernel ``(C, 1, k, k)`` and bias ``(C,)``, in float64.
         """
-        norm = self.norm
-        weight, bias, mean, variance = map(
-            exact,
-            (norm.weight, norm.bias, norm.running_mean, norm.running_var),
-        )
         kernel = (
-            torch.ones_like(weight)[:, None, None, None]
+            torch.ones_like(exact(self.norm.weight))[:, None, None, None]
             if self.conv is None
             else exact(self.conv.weight)
         )
-        return fuse_conv_bn_weights(
-            kernel, None, mean, variance, norm.eps, weight, bias
-        )
+        return fused_with_norm(kernel, None, self.norm)
 
 
 class ParallelBranches(nn.ModuleDict):
@@ -166,18 +153,7 @@ class ParallelBranches(nn.ModuleDict):
             for layer in (conv, branch.conv):
                 if layer is not None:
                     check_plain(layer, 'merging parallel branches')
-            norm = branch.norm
-            if (
-                not is_plain(norm, BATCH_NORMS)
-                or norm.running_var is None
-                or norm.weight is None
-            ):
-                raise RuntimeError(
-                    'merging parallel branches needs batch norms with weight '
-                    'and running statistics and without hooks, and a branch '
-                    f'has {norm}; train the branches with a BatchNorm2d, or '
-                    'remove its hook'
-                )
+            check_batch_norm(branch.norm, 'merging parallel branches')
 
     @torch.no_grad()
     def merge_into(self, conv: nn.Conv2d) -> None:
@@ -220,12 +196,3 @@ class Reparameterisable(nn.Module):
             # module.
             del self.branches
             self.branches = None
-
-
-def exact(x: Any) -> Tensor:
-    """A detached copy in float64, on the CPU: some devices lack float64.
-
-    Args:
-        x: A tensor.
-    """
-    return x.detach().to('cpu', torch.float64)

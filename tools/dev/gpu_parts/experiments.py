@@ -17,7 +17,7 @@ from mmefficientmod.benchmark.cases import BenchmarkCase
 from mmefficientmod.benchmark.measure import ROUND_SECONDS, error_in_one_line
 from mmefficientmod.benchmark.model_specs import parse_model_spec
 from mmefficientmod.benchmark.workloads import prepare
-from mmefficientmod.models.backbones.efficientmod import ARCHS
+from mmefficientmod.models.backbones.efficientmod_variants import ARCHS
 
 from .job import ROOT, Job, Row, Setup
 from .timing import OURS, measure, tiny_model
