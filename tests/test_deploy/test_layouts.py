@@ -13,7 +13,10 @@ from mmefficientmod.deploy.graph import BackboneGraph
 from mmefficientmod.deploy.layouts import LAYOUTS, lay_out
 from mmefficientmod.deploy.layouts.dimensions import name_dimensions
 from mmefficientmod.deploy.onnx_files import IMAGE, write_onnx
-from mmefficientmod.models.backbones.efficientmod import ARCHS, MBCONV_ARCHS
+from mmefficientmod.models.backbones.efficientmod_variants import (
+    ARCHS,
+    MBCONV_ARCHS,
+)
 
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
