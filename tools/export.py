@@ -131,6 +131,11 @@ def show(export: Export) -> None:
     """Print what was written, and how it was checked."""
     print(f'input: {export.inputs}')
     print(f'outputs: {", ".join(export.outputs)}')
+    if export.divisor > 1:
+        print(
+            f'height and width must be multiples of {export.divisor}, as in '
+            'PyTorch'
+        )
     print(f'compared with PyTorch on {export.images}:')
     for check in export.checks:
         number, height, width = check.shape
