@@ -5,9 +5,10 @@ exported file a twin is built from its folded weights, with the same outputs:
 
 - ``today``: no twin, the module as it is.
 - ``conv``: channels first, linear layers as 1x1 convolutions, the LayerNorms
-  between two permutes: for ONNX Runtime.
-- ``hybrid``: the same inside the branches, but the sums between them and the
-  LayerNorms have the channels last.
+  between two permutes: for ONNX Runtime at a fixed, small size.
+- ``hybrid``: channels first inside the MLPs, else last, attention on tokens:
+  for ONNX Runtime at any or a large size. With dynamic height and width, both
+  need :func:`.dimensions.name_dimensions` on the file.
 - ``conv_means``: ``conv`` with each LayerNorm written as means over the
   channels, without permutes: for CoreML.
 - ``tokens``: ``(N * H * W, C)``, linear layers as products of matrices: for

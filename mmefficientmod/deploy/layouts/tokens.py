@@ -104,14 +104,15 @@ class _Modulation(nn.Module):
         self.context, self.fc1, self.fc2 = mlp.context, mlp.fc1, mlp.fc2
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
-        value = product(self.fc1, x)
-        if self.expand_ratio > 1:
-            value = F.gelu(value)
         context = _to_images(product(self.context.f, x), size)
-        context = F.gelu(
-            _to_tokens(self.context.conv(context), self.context.conv)
-        )
+        context = self.context.conv(context)
+        context = F.gelu(_to_tokens(context, self.context.conv))
         context = product(self.context.g, context)
+        value = product(self.fc1, x)
+        if self.expand_ratio == 1:
+            return product(self.fc2, context * value)
+        # The context multiplies each group of channels.
+        value = F.gelu(value)
         value = value.reshape(-1, self.expand_ratio, context.shape[1])
-        value = context[:, None] * value  # the context for each group
-        return product(self.fc2, value.flatten(1))
+        value = (value * context[:, None]).flatten(1)
+        return product(self.fc2, value)
