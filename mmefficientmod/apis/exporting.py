@@ -45,7 +45,12 @@ from mmefficientmod.deploy.images import (
     read_images,
 )
 from mmefficientmod.deploy.layouts import lay_out
-from mmefficientmod.deploy.onnx_files import describe, halve, write_onnx
+from mmefficientmod.deploy.onnx_files import (
+    describe,
+    halve,
+    name_sizes,
+    write_onnx,
+)
 from mmefficientmod.deploy.openvino_files import write_openvino
 from mmefficientmod.deploy.rewriting import fix_random_bases
 from mmefficientmod.deploy.segmentor import LOGITS
@@ -59,6 +64,8 @@ LICENCE = 'Apache-2.0'
 # Largest difference from PyTorch, relative to the largest value.
 TOLERANCE = 1e-4
 HALF_TOLERANCE = 2e-2
+# Up to this side, in pixels, channels first are best in ONNX Runtime.
+SMALL = 320
 # The check of a detector varies its images by rounding, so often, if objects
 # differ.
 ROUNDING, VARIATIONS = 1e-6, 4
@@ -109,7 +116,9 @@ class ExportOptions:
             return self.layout
         if self.to == 'openvino':
             return 'tokens'
-        return 'conv' if self.size else 'hybrid'
+        if self.size and max(self.size) <= SMALL:
+            return 'conv'
+        return 'hybrid'
 
     @property
     def allowed(self) -> float:
@@ -270,6 +279,8 @@ def _convert(
     if options.to == 'openvino':
         path = draft.with_suffix(OPENVINO)
         return write_openvino(draft, path, metadata, options.half)
+    if options.size is None or options.batch is None:
+        name_sizes(draft)
     if options.half:
         halve(draft)
     describe(draft, metadata)

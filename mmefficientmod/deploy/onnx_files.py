@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.deploy.graph import BATCH, HEIGHT, WIDTH
+from mmefficientmod.deploy.layouts.dimensions import name_dimensions
 from mmefficientmod.deploy.rewriting import rewritten
 from mmefficientmod.messages import shorten
 
@@ -121,6 +122,18 @@ def describe(path: str | os.PathLike, metadata: Mapping[str, str]) -> None:
     onnx.helper.set_model_props(model, dict(metadata))
     model.producer_name = 'mmefficientmod'
     onnx.checker.check_model(model)
+    onnx.save(model, os.fspath(path))
+
+
+def name_sizes(path: str | os.PathLike) -> None:
+    """Name equal sizes in an ONNX file, so that ONNX Runtime knows them.
+
+    Args:
+        path: The file, replaced.
+    """
+    import onnx
+
+    model = name_dimensions(onnx.load(os.fspath(path)))
     onnx.save(model, os.fspath(path))
 
 
