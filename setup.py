@@ -85,6 +85,8 @@ setup(
         # its files: ONNX, and one for each further kind of file.
         'export': ['onnx', 'onnxruntime'],
         'openvino': ['nncf', 'onnx', 'openvino'],
+        'ncnn': ['ncnn', 'pnnx'],
+        'coreml': ['coremltools'],
         # For `--data` with files of YOLO, Pascal VOC or labelme.
         'formats': ['supervision>=0.31'],
         # For the tests and `make lint`.

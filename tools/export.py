@@ -12,6 +12,7 @@ from mmefficientmod import cli
 from mmefficientmod.apis.exporting import (
     DYNAMIC,
     HALF_TOLERANCE,
+    PHONES,
     TARGETS,
     TOLERANCE,
     Export,
@@ -35,7 +36,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--out',
         required=True,
         metavar='FILE',
-        help='file to write: *.onnx, or *.xml for OpenVINO',
+        help='file to write: *.onnx, *.xml for OpenVINO, *.param for ncnn, '
+        '*.mlpackage for CoreML',
     )
     parser.add_argument(
         '--to',
@@ -53,7 +55,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='SIZE',
         help='height and width of the images in pixels, such as 512 or '
         f'512x1024; {DYNAMIC} for any size (default: {DYNAMIC}; for a '
-        'classifier the size of its test)',
+        'classifier the size of its test, for phones that of the config)',
     )
     parser.add_argument(
         '--batch',
@@ -108,7 +110,9 @@ def main(argv: Sequence[str] | None = None) -> Export:
     apply_options(cfg, args.cfg_options)
     check_exists(args.checkpoint)
     size = parse_size(args.size)
-    if args.size is None and toolbox_of(cfg) == 'mmpretrain':
+    if args.size is None and (
+        target in PHONES or toolbox_of(cfg) == 'mmpretrain'
+    ):
         size = input_size(cfg)
     options = ExportOptions(
         to=target,
@@ -141,7 +145,9 @@ def show(export: Export) -> None:
         number, height, width = check.shape
         print(f'  {number} x {height}x{width}: {check.difference.text}')
     for path in export.files:
-        print(f'written: {path} ({path.stat().st_size / 1e6:.1f} MB)')
+        inside = path.rglob('*') if path.is_dir() else [path]
+        size = sum(x.stat().st_size for x in inside if x.is_file())
+        print(f'written: {path} ({size / 1e6:.1f} MB)')
 
 
 def find_target(out: str, to: str | None) -> str:

@@ -6,8 +6,9 @@ import copy
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.toolbox import build_model, input_size
 from mmefficientmod.datasets.folders import has_class_folders, set_num_classes
 from mmefficientmod.deploy.checking import Difference, compare
+from mmefficientmod.deploy.coreml_files import write_coreml
 from mmefficientmod.deploy.files import (
+    NCNN,
     ONNX,
     OPENVINO,
     description,
@@ -45,6 +48,7 @@ from mmefficientmod.deploy.images import (
     read_images,
 )
 from mmefficientmod.deploy.layouts import lay_out
+from mmefficientmod.deploy.ncnn_files import write_ncnn
 from mmefficientmod.deploy.onnx_files import (
     describe,
     halve,
@@ -59,6 +63,8 @@ from mmefficientmod.models.layers.deploy import switch_to_deploy
 from mmefficientmod.models.normalisation import ImageNormalisation
 from mmefficientmod.version import __version__
 
+# Runs a file on images; see ExportedFile.run.
+Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 DYNAMIC = 'dynamic'
 LICENCE = 'Apache-2.0'
 # Largest difference from PyTorch, relative to the largest value.
@@ -72,7 +78,14 @@ ROUNDING, VARIATIONS = 1e-6, 4
 # Index of the size that is recorded where the size may differ.
 RECORDED = 3
 # The suffix of the file for each kind of target.
-TARGETS = {'onnx': ONNX, 'openvino': OPENVINO}
+TARGETS = {
+    'onnx': ONNX,
+    'openvino': OPENVINO,
+    'ncnn': NCNN,
+    'coreml': '.mlpackage',
+}
+# Targets for phones: images of one size, normalised, and no detectors.
+PHONES = ('ncnn', 'coreml')
 
 
 @dataclass(frozen=True)
@@ -116,6 +129,8 @@ class ExportOptions:
             return self.layout
         if self.to == 'openvino':
             return 'tokens'
+        if self.to in PHONES:
+            return 'conv_means'
         if self.size and max(self.size) <= SMALL:
             return 'conv'
         return 'hybrid'
@@ -186,7 +201,7 @@ def export_model(
     scope = toolbox_of(cfg)
     model, classes, digest = _load(cfg, checkpoint, scope)
     plain = build_graph(model, scope, options.part, options.output)
-    _check_batch(plain, options)
+    _check_target(plain, options)
     deployed = copy.deepcopy(model)
     switch_to_deploy(deployed)
     deployed = lay_out(deployed, options.chosen_layout)
@@ -247,35 +262,56 @@ def export_model(
         divisor,
     )
     with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder, f'model{ONNX}')
-        write_onnx(
-            exported,
-            example,
-            draft,
-            graph.outputs,
-            batch=options.batch is None,
-            size=options.size is None,
+        files = _write(
+            exported, example, graph, Path(folder), metadata, options
         )
-        files = _convert(draft, metadata, options)
+        if options.to == 'coreml':
+            # CoreML runs on macOS alone. What it was converted from runs.
+            run: Run = partial(_run_module, exported, list(graph.outputs))
+            result.images += ', before the conversion for CoreML'
+        else:
+            run = open_file(files[-1]).run
         for check in check_file(
-            files[-1], plain, normalisation, images, shapes, options
+            run, plain, normalisation, images, shapes, options
         ):
             result.checks.append(check)
         for file in files:
             target = Path(out).with_suffix(file.suffix)
-            with atomic_write(target) as final:
-                shutil.copyfile(file, final)
+            if file.is_dir():
+                _replace_folder(file, target)
+            else:
+                with atomic_write(target) as final:
+                    shutil.copyfile(file, final)
             result.files.append(target)
     return result
 
 
-def _convert(
-    draft: Path, metadata: Mapping[str, str], options: ExportOptions
+def _write(
+    exported: nn.Module,
+    example: Tensor,
+    graph: ExportGraph,
+    folder: Path,
+    metadata: Mapping[str, str],
+    options: ExportOptions,
 ) -> list[Path]:
-    """The files for the target, beside the ONNX file that they are made of.
-
-    The last one is the one to run.
-    """
+    """The files for the target; the last one is the one to run."""
+    if options.to == 'ncnn':
+        path = folder / f'model{NCNN}'
+        return write_ncnn(exported, example, path, metadata, options.half)
+    if options.to == 'coreml':
+        path = folder / f'model{TARGETS["coreml"]}'
+        names = list(graph.outputs)
+        write_coreml(exported, example, path, names, metadata, options.half)
+        return [path]
+    draft = folder / f'model{ONNX}'
+    write_onnx(
+        exported,
+        example,
+        draft,
+        graph.outputs,
+        batch=options.batch is None,
+        size=options.size is None,
+    )
     if options.to == 'openvino':
         path = draft.with_suffix(OPENVINO)
         return write_openvino(draft, path, metadata, options.half)
@@ -287,8 +323,30 @@ def _convert(
     return [draft]
 
 
+def _run_module(
+    module: nn.Module, names: Sequence[str], image: np.ndarray
+) -> dict[str, np.ndarray]:
+    with torch.no_grad():
+        values = module(torch.from_numpy(image))
+    return {
+        name: value.numpy() for name, value in zip(names, values, strict=True)
+    }
+
+
+def _replace_folder(source: Path, target: Path) -> None:
+    """Copy a folder, in the place of what is there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix='.draft-', dir=target.parent))
+    try:
+        shutil.copytree(source, draft / source.name)
+        shutil.rmtree(target, ignore_errors=True)
+        (draft / source.name).rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
 def check_file(
-    path: Path,
+    run: Run,
     graph: ExportGraph,
     normalisation: ImageNormalisation,
     images: Sequence[np.ndarray],
@@ -298,7 +356,7 @@ def check_file(
     """Compare a file with PyTorch.
 
     Args:
-        path: The file.
+        run: Runs the file on images, and returns its outputs by name.
         graph: The graph of the model as it was trained.
         normalisation: How its images are normalised.
         images: Each ``(H, W, 3)`` uint8 RGB.
@@ -311,13 +369,12 @@ def check_file(
     Raises:
         ConfigError: If one is not.
     """
-    file = open_file(path)
     raw = RawImages(graph, normalisation)
     for shape in shapes:
         batch = as_batch(images, *shape)
         image = raw.normalise(torch.from_numpy(batch))
         expected = _reference(graph, image)
-        found = file.run(batch if options.preprocess else image.numpy())
+        found = run(batch if options.preprocess else image.numpy())
         difference = compare(found, expected)
         if not difference.within(options.allowed) and graph.task == 'det':
             variations = (
@@ -421,11 +478,30 @@ def _load(
     return model, classes, digest
 
 
-def _check_batch(graph: ExportGraph, options: ExportOptions) -> None:
+def _check_target(graph: ExportGraph, options: ExportOptions) -> None:
+    """Refuse what a target does not take."""
     if not graph.batched and options.batch != 1:
         raise ConfigError(
             'the file of a detector takes one image at a time, since images '
             'have different numbers of objects: leave out --batch'
+        )
+    if options.to not in PHONES:
+        return
+    if graph.task == 'det':
+        raise ConfigError(
+            f'--to {options.to} is for classifiers, segmentors and backbones '
+            '(--part backbone): the number of objects of a detector differs '
+            'from image to image'
+        )
+    if options.preprocess:
+        raise ConfigError(
+            f'--to {options.to} takes normalised images, so --preprocess '
+            'does not fit'
+        )
+    if options.size is None or options.batch != 1:
+        raise ConfigError(
+            f'--to {options.to} takes one image of one size: give it by '
+            '--size, and leave out --batch'
         )
 
 

@@ -1,4 +1,4 @@
-"""Running an exported file, by ONNX Runtime or OpenVINO."""
+"""Running an exported file, by ONNX Runtime, OpenVINO or ncnn."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.deploy.onnx_files import IMAGE, require
 from mmefficientmod.messages import shorten
 
-ONNX, OPENVINO = '.onnx', '.xml'
-SUFFIXES = (ONNX, OPENVINO)
+ONNX, OPENVINO, NCNN = '.onnx', '.xml', '.param'
+SUFFIXES = (ONNX, OPENVINO, NCNN)
 
 
 def is_exported(path: str | os.PathLike) -> bool:
@@ -77,7 +77,8 @@ def open_file(
     """Open an exported file.
 
     Args:
-        path: A file of ONNX, or the ``.xml`` of OpenVINO.
+        path: A file of ONNX, the ``.xml`` of OpenVINO or the ``.param`` of
+            ncnn.
         threads: CPU threads. Default: the library's choice.
         precision: With which OpenVINO computes what the file has as float32:
             ``'f32'`` or ``'bf16'``. Left alone, it takes bf16 where the CPU
@@ -94,6 +95,8 @@ def open_file(
         return _OnnxFile(path, threads)
     if suffix == OPENVINO:
         return _OpenVinoFile(path, threads, precision)
+    if suffix == NCNN:
+        return _NcnnFile(path, threads)
     raise ConfigError(
         f'{path} cannot be run: files that end in {" or ".join(SUFFIXES)} can'
     )
@@ -176,6 +179,58 @@ class _OpenVinoFile(ExportedFile):
         except Exception as error:
             raise self._failed(image, error) from error
         return {port.get_any_name(): value for port, value in found.items()}
+
+
+class _NcnnFile(ExportedFile):
+    raw = False
+
+    def __init__(self, path: str | os.PathLike, threads: int | None) -> None:
+        super().__init__(path)
+        require('ncnn', 'ncnn')
+        import ncnn
+
+        # The description is in a file beside it.
+        beside = self.path.with_suffix('.json')
+        if not beside.is_file():
+            raise ConfigError(
+                f'{path} cannot be run without {beside}, its description by '
+                'tools/export.py'
+            )
+        self.metadata = json.loads(beside.read_text())
+        height, width = self.described('size')
+        self.input_shape = (1, 3, height, width)
+        self._net = ncnn.Net()
+        options = self._net.opt
+        if threads:
+            options.num_threads = threads
+        for name in (
+            'use_fp16_packed', 'use_fp16_storage', 'use_fp16_arithmetic',
+            'use_bf16_storage',
+        ):  # fmt: skip
+            setattr(options, name, False)
+        if self._net.load_param(os.fspath(path)) or self._net.load_model(
+            os.fspath(self.path.with_suffix('.bin'))
+        ):
+            raise ConfigError(f'{path} cannot be read by ncnn')
+
+    def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        import ncnn
+
+        if image.shape != self.input_shape:
+            raise self._failed(image, ValueError('another shape'))
+        extractor = self._net.create_extractor()
+        # A variable, since ncnn keeps no reference to the array.
+        array = np.ascontiguousarray(image[0])
+        given = ncnn.Mat(array).clone()
+        extractor.input(self._net.input_names()[0], given)
+        found = {}
+        names = self._net.output_names()
+        for name, inner in zip(self.described('outputs'), names, strict=True):
+            code, value = extractor.extract(inner)
+            if code:
+                raise self._failed(image, ValueError(f'code {code}'))
+            found[name] = np.array(value)[None]
+        return found
 
 
 # The part of a file of OpenVINO that has our description.

@@ -13,10 +13,13 @@ import torch
 from helpers import ROOT
 from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 
+from mmefficientmod import EfficientMod
 from mmefficientmod.apis.inference import build_inferencer
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.deploy.checking import compare
+from mmefficientmod.deploy.coreml_files import count_operators, write_coreml
 from mmefficientmod.deploy.files import open_file
+from mmefficientmod.deploy.layouts import lay_out
 
 
 @pytest.fixture
@@ -142,6 +145,57 @@ def test_openvino(export, tool, small, mini_place):
         for file in (checkpoint, str(path))
     ]
     assert metrics[0] == pytest.approx(metrics[1], abs=0.02)
+
+
+def test_ncnn(export):
+    pytest.importorskip('ncnn')
+    pytest.importorskip('pnnx')
+    result, path = export('seg', '--size', '64x96', name='model.param')
+    assert {x.suffix for x in result.files} == {'.bin', '.json', '.param'}
+    assert result.checks[0].difference.largest < 1e-5
+    file = open_file(path)
+    assert file.described('classes')[0] == 'wall'
+    with pytest.raises(ConfigError, match='another shape'):
+        file.run(np.zeros((1, 3, 32, 64), np.float32))
+
+
+@pytest.mark.parametrize('half', [[], ['--half']])
+def test_coreml(export, half):
+    coremltools = pytest.importorskip('coremltools')
+    result, path = export('cls', *half, name='model.mlpackage')
+    export('cls', *half, name='model.mlpackage')  # in its place
+    (written,) = result.files
+    assert written == path
+    spec = coremltools.utils.load_spec(str(path))
+    assert [x.name for x in spec.description.output] == ['scores']
+    metadata = spec.description.metadata.userDefined
+    assert json.loads(metadata['task']) == 'cls'
+
+
+@pytest.mark.parametrize(
+    ('arch', 'most'),
+    [('s', 8), ('xxs', 3), ('s_conv', 0), ('xxs_conv', 0), ('xxs_phone', 0)],
+)
+def test_coreml_needs_few_transposes(arch, most, tmp_path):
+    pytest.importorskip('coremltools')
+    backbone = EfficientMod(arch).eval()
+    program = write_coreml(
+        lay_out(backbone, 'conv_means'),
+        torch.zeros(1, 3, 64, 64),
+        tmp_path / 'model.mlpackage',
+        [f'level_{i}' for i in range(4)],
+        {},
+    )
+    assert count_operators(program).get('transpose', 0) <= most
+
+
+@pytest.mark.parametrize('name', ['model.param', 'model.mlpackage'])
+@pytest.mark.parametrize(
+    'argv', [['--size', 'dynamic'], ['--batch', '2'], ['--preprocess']]
+)
+def test_phones_take_one_normalised_image_of_one_size(export, name, argv):
+    with pytest.raises(ConfigError, match='takes (one|normalised)'):
+        export('cls', *argv, name=name)
 
 
 def test_file_that_differs_is_not_written(export, tmp_path):
