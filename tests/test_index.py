@@ -280,8 +280,9 @@ def test_parameters_are_those_of_the_model(path):
 
 
 # Detectors at 800 x 1280 take long, and the rivals are many. The others train
-# the plain classifier in another way, and it is counted already.
-SLOW = [p for p in CONFIGS if re.search('_(100e|distill|finetune)_', p.stem)]
+# the plain model in another way, and it is counted already.
+OTHER_TRAINING = re.compile('_(100e|distill|finetune|reparam)(_|$)')
+SLOW = [p for p in CONFIGS if OTHER_TRAINING.search(p.stem)]
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ SLOW = (
     'hr18', 'hrnetv2p', 'upernet_8xb2-amp', 'beit-base_upernet', 'fastfcn/',
     'yolov3', 'cascade', 'centernet', 'upernet_r50', 'deeplabv3plus',
     'solov2/', 'panoptic_fpn/', 'convnext-t-p4-w7', 'point_rend/',
-    'dconv-c3-c5', 'reppoints', 'vfnet',
+    'dconv-c3-c5', 'reppoints', 'vfnet', 'deformable_detr/',
 )  # fmt: skip
 
 

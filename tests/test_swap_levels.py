@@ -14,14 +14,22 @@ from mmefficientmod.swap.unread import leave_out, levels_read
 
 RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 FCN = 'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py'
-# One of each family that has a norm for each level.
-WITH_NORMS = ('fasternet_t0', 'poolformer_s12', 'pvt_v2_b0', 'van_tiny')
 pytestmark = pytest.mark.usefixtures('probed_once')
 
 
 @pytest.mark.parametrize('name', [RETINANET, FCN], ids=['retinanet', 'fcn'])
-@pytest.mark.parametrize('backbone', WITH_NORMS)
+@pytest.mark.parametrize(
+    'backbone',
+    [
+        'poolformer_s12',
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ('fasternet_t0', 'pvt_v2_b0', 'van_tiny')
+        ),
+    ],
+)
 def test_every_parameter_of_the_backbone_gets_a_gradient(name, backbone):
+    """Of one of each family that has a norm for each level."""
     cfg = swap_backbone(load_config(name), backbone)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model).train()

@@ -336,6 +336,7 @@ def test_deploy_keeps_the_metrics(checkpoint, tool, capsys):
     assert folded == pytest.approx(plain, abs=0.05)
 
 
+@pytest.mark.slow
 def test_library_of_products_keeps_the_metrics(
     checkpoint, tool, workplace, capsys
 ):

@@ -58,6 +58,13 @@ OTHERS = [
     'yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py',
     'yolof/yolof_r50-c5_8xb8-1x_coco.py',
 ]
+# One of each kind of head: by regions, and by anchors, points and grids.
+QUICK = (
+    MASK_RCNN,
+    RETINANET,
+    'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
+    YOLOX,
+)
 UNCLIPPED = ('yolox', 'yolo/')  # their boxes may lie outside of the image
 # Sizes of images: the exported one, one that is not a multiple of anything,
 # and one with fewer candidates than `nms_pre`.
@@ -194,8 +201,9 @@ def check(name, folder):
 
 
 def quick(name):
-    """A parameter that PyTorch 2.1, which takes long to write, tests later."""
-    late = OPSET < 20 and name not in (MASK_RCNN, RETINANET)
+    """A parameter that is slow for all but one detector of each kind."""
+    # PyTorch 2.1 takes long to write a file.
+    late = name not in (QUICK[:2] if OPSET < 20 else QUICK)
     return pytest.param(name, marks=[pytest.mark.slow] if late else [])
 
 
