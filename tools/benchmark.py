@@ -2,7 +2,8 @@
 
 A model is a name, a pattern of names such as 'repvit_*', timm:NAME,
 official:PATH:NAME (the authors' file and a variant), FILE.py:CLASS, the dict
-of a registered backbone, or a config.
+of a registered backbone, or a config. NAME@LAYOUT is exported in that memory
+layout, such as efficientmod_s@today, the plain form.
 The models take turns, round by round. A model that fails gets a row with the
 error, and the others go on.
 """
@@ -55,6 +56,7 @@ from mmefficientmod.benchmark.terminal import (
 from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.toolbox import input_size
+from mmefficientmod.deploy.layouts import LAYOUTS
 from mmefficientmod.environment import machine
 from mmefficientmod.models.layers import matmul
 from mmefficientmod.swap.names import BACKBONES
@@ -85,8 +87,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=['infer'],
         help='infer: forward pass; train: forward and backward pass; compile '
         'and compile-train: the same, compiled by torch.compile; cuda-graph: '
-        'forward pass recorded as a CUDA graph; onnxruntime: forward pass of '
-        'the exported model (default: infer)',
+        'forward pass recorded as a CUDA graph; onnxruntime, openvino, ncnn: '
+        'forward pass of the exported model, which is folded (default: infer)',
     )
     parser.add_argument(
         '--inputs',
@@ -136,6 +138,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     cli.add_matmul_argument(parser)
     cli.add_fast_linear_argument(parser)
+    parser.add_argument(
+        '--layout',
+        choices=LAYOUTS,
+        help='memory layout of exported EfficientMods that name none '
+        '(default: the best one for each)',
+    )
     parser.add_argument(
         '--breakdown',
         action='store_true',
@@ -192,6 +200,8 @@ def run(args: argparse.Namespace) -> list[Result]:
     if min(args.rounds, *args.threads) < 1:
         raise ConfigError('--rounds and --threads must be 1 or more')
     specs = find_model_specs(args.models, args.within)
+    if args.layout:
+        specs = [s if s.layout else s.laid_out(args.layout) for s in specs]
     settings = Settings(
         device=find_device(args.device),
         rounds=args.rounds,

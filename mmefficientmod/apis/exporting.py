@@ -47,7 +47,7 @@ from mmefficientmod.deploy.images import (
     find_images,
     read_images,
 )
-from mmefficientmod.deploy.layouts import lay_out
+from mmefficientmod.deploy.layouts import best_layout, lay_out
 from mmefficientmod.deploy.ncnn_files import write_ncnn
 from mmefficientmod.deploy.onnx_files import (
     describe,
@@ -70,8 +70,6 @@ LICENCE = 'Apache-2.0'
 # Largest difference from PyTorch, relative to the largest value.
 TOLERANCE = 1e-4
 HALF_TOLERANCE = 2e-2
-# Up to this side, in pixels, channels first are best in ONNX Runtime.
-SMALL = 320
 # The check of a detector varies its images by rounding, so often, if objects
 # differ.
 ROUNDING, VARIATIONS = 1e-6, 4
@@ -127,13 +125,7 @@ class ExportOptions:
         """The layout, or its default."""
         if self.layout is not None:
             return self.layout
-        if self.to == 'openvino':
-            return 'tokens'
-        if self.to in PHONES:
-            return 'conv_means'
-        if self.size and max(self.size) <= SMALL:
-            return 'conv'
-        return 'hybrid'
+        return best_layout(self.to, self.size)
 
     @property
     def allowed(self) -> float:

@@ -1,16 +1,21 @@
-"""A benchmark case: mode, input size, precision and number of threads."""
+"""What is run in a benchmark: the case, the settings and the function."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 MODES = (
     'infer', 'train', 'compile', 'compile-train', 'cuda-graph', 'onnxruntime',
+    'openvino', 'ncnn',
 )  # fmt: skip
+# Those that run a file; it is folded.
+EXPORTED = ('onnxruntime', 'openvino', 'ncnn')
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
 
@@ -46,6 +51,11 @@ class BenchmarkCase:
         return self.mode.startswith('compile')
 
     @property
+    def exported(self) -> bool:
+        """Whether another program than PyTorch runs the model."""
+        return self.mode in EXPORTED
+
+    @property
     def eager(self) -> BenchmarkCase:
         """The same case, of the model as it is: not compiled or exported."""
         mode = 'train' if self.training else 'infer'
@@ -55,6 +65,21 @@ class BenchmarkCase:
         size = f'{self.batch}x3x{self.height}x{self.width}'
         threads = f'{self.threads} thread{"s" * (self.threads > 1)}'
         return f'{self.mode}, {size}, {self.dtype}, {threads}'
+
+
+@dataclass
+class Workload:
+    """A model that is ready to be run again and again.
+
+    Attributes:
+        run: Runs the model once; this is what is timed.
+        outputs: Runs the model and returns its outputs, on the CPU in fp32.
+        forward: Runs the forward pass up to the loss; None without training.
+    """
+
+    run: Callable[[], Any]
+    outputs: Callable[[], list[Tensor]]
+    forward: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from torch.utils.benchmark import Timer
 from mmefficientmod.analysis.complexity import measure as measure_complexity
 from mmefficientmod.analysis.memory import peak_bytes, saved_bytes
 from mmefficientmod.benchmark.breakdown import time_blocks
-from mmefficientmod.benchmark.cases import BenchmarkCase, Settings
+from mmefficientmod.benchmark.cases import BenchmarkCase, Settings, Workload
 from mmefficientmod.benchmark.inputs import fix_proposals
 from mmefficientmod.benchmark.model_specs import ModelSpec
 from mmefficientmod.benchmark.official import weights_key
 from mmefficientmod.benchmark.published import published_accuracies
 from mmefficientmod.benchmark.results import Row
-from mmefficientmod.benchmark.workloads import Workload, prepare
+from mmefficientmod.benchmark.workloads import prepare
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.messages import REASON_LENGTH, shorten
 from mmefficientmod.models.layers.deploy import switch_to_deploy
@@ -164,7 +164,7 @@ def _make_ready(
         use_fast_linear(model)
     if settings.breakdown and case.mode == 'infer':
         row.breakdown = time_blocks(model, case, image, settings.rounds)
-    work = prepare(model, case, image)
+    work = prepare(model, case, image, spec.layout)
     if case.compiled:
         before = graph_breaks()
         work.run()
@@ -298,8 +298,8 @@ def _measure_memory(
         allocated: Bytes of CUDA memory allocated before the model was built.
         row: Gets the figures.
     """
-    if case.mode == 'onnxruntime':
-        return  # PyTorch does not see what ONNX Runtime allocates
+    if case.exported:
+        return  # PyTorch does not see what other programs allocate
     model.zero_grad(set_to_none=True)  # gradients of the warm-up
     device = image.device
     if device.type == 'cuda':

@@ -11,7 +11,7 @@ import fnmatch
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from mmefficientmod.benchmark.sources import (
 from mmefficientmod.config.files import find_config, load_config
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.toolbox import build_model, import_toolbox
+from mmefficientmod.deploy.layouts import LAYOUTS
 from mmefficientmod.rng import forked_rng
 from mmefficientmod.swap.backbone import swap_backbone
 from mmefficientmod.swap.names import BACKBONES, parse_dict, resolve_backbone
@@ -80,6 +81,8 @@ class ModelSpec:
             :data:`~mmefficientmod.swap.names.BACKBONES`, or the name of a
             config; None for other models.
         source: Hash of the code that defines the model, kept with results.
+        layout: Memory layout of EfficientMod where the model is exported;
+            None for the best one.
     """
 
     name: str
@@ -87,11 +90,17 @@ class ModelSpec:
     config: str | None
     published_name: str | None
     source: str
+    layout: str | None = None
 
     @property
     def whole(self) -> bool:
         """Whether it is a whole model, not a backbone alone."""
         return self.config is not None
+
+    def laid_out(self, layout: str) -> ModelSpec:
+        """The same model, which is exported in a memory layout."""
+        source = f'{self.source}@{layout}'
+        return replace(self, layout=layout, source=source)
 
     def build(self) -> nn.Module:
         """Build the model with fresh weights, the same in each call.
@@ -188,7 +197,9 @@ def parse_model_spec(text: str, within: str | None = None) -> ModelSpec:
         text: A name of :data:`~mmefficientmod.swap.names.BACKBONES`;
             ``timm:NAME``; ``official:PATH:NAME`` for the authors' file and a
             variant; ``FILE.py:CLASS`` or ``FILE.py:CLASS(key=value)``; the
-            dict of a registered backbone; or a config.
+            dict of a registered backbone; or a config. ``@LAYOUT`` after it
+            is one of :data:`~mmefficientmod.deploy.layouts.LAYOUTS`, in
+            which an EfficientMod is exported.
         within: A config that the backbone goes into. Default: None.
 
     Raises:
@@ -196,6 +207,10 @@ def parse_model_spec(text: str, within: str | None = None) -> ModelSpec:
             where ``within`` needs a backbone.
     """
     text = text.strip()
+    before, at, layout = text.rpartition('@')
+    if at and layout in LAYOUTS:
+        spec = parse_model_spec(before, within)
+        return replace(spec.laid_out(layout), name=f'{spec.name}@{layout}')
     name, published_name = text, None
     backbone: Mapping[str, Any]
     if text.startswith('official:'):

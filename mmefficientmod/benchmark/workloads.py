@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +11,10 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mmefficientmod.analysis.complexity import TensorForward
-from mmefficientmod.benchmark.cases import DTYPES, BenchmarkCase
+from mmefficientmod.benchmark.cases import DTYPES, BenchmarkCase, Workload
+from mmefficientmod.benchmark.exported import RUNTIMES, best_form
 from mmefficientmod.benchmark.inputs import random_annotations
 from mmefficientmod.config.nodes import ConfigError
-from mmefficientmod.deploy.onnx_files import require, write_onnx
 
 
 class SummedLoss(nn.Module):
@@ -45,22 +42,12 @@ class SummedLoss(nn.Module):
         return self.model.parse_losses(losses)[0]
 
 
-@dataclass
-class Workload:
-    """A model that is ready to be run again and again.
-
-    Attributes:
-        run: Runs the model once; this is what is timed.
-        outputs: Runs the model and returns its outputs, on the CPU in fp32.
-        forward: Runs the forward pass up to the loss; None without training.
-    """
-
-    run: Callable[[], Any]
-    outputs: Callable[[], list[Tensor]]
-    forward: Callable[[], Tensor] | None = None
-
-
-def prepare(model: nn.Module, case: BenchmarkCase, image: Tensor) -> Workload:
+def prepare(
+    model: nn.Module,
+    case: BenchmarkCase,
+    image: Tensor,
+    layout: str | None = None,
+) -> Workload:
     """Make a model ready to run a case.
 
     The loss of a toolbox's model is the sum of its losses; that of a backbone
@@ -71,6 +58,8 @@ def prepare(model: nn.Module, case: BenchmarkCase, image: Tensor) -> Workload:
             that of the case.
         case: What is run.
         image: ``(N, 3, H, W)``, fp32.
+        layout: Memory layout of EfficientMod in an exported model. Default:
+            the best one for the program that runs it.
 
     Raises:
         ConfigError: If the case cannot be run here or with this model.
@@ -78,9 +67,11 @@ def prepare(model: nn.Module, case: BenchmarkCase, image: Tensor) -> Workload:
     # Not chained: train() of OpenMMLab's modules returns None.
     model.train(case.training)
     height, width = image.shape[-2:]
+    if case.exported:
+        model = best_form(model, case, layout)
     network: nn.Module = TensorForward(model, (height, width), len(image))
-    if case.mode == 'onnxruntime':
-        return _prepare_onnxruntime(network, case, image)
+    if case.exported:
+        return RUNTIMES[case.mode](network, case, image)
     has_losses = case.training and isinstance(model, BaseModel)
     if has_losses:
         network = SummedLoss(model, case, image.device)
@@ -156,55 +147,3 @@ def autocast(
     if case.dtype == 'fp32':
         return contextlib.nullcontext()
     return torch.autocast(device.type, DTYPES[case.dtype])
-
-
-def _prepare_onnxruntime(
-    network: nn.Module, case: BenchmarkCase, image: Tensor
-) -> Workload:
-    """Export a network, and load it in ONNX Runtime on the image's device."""
-    if case.dtype != 'fp32':
-        raise ConfigError(
-            f'onnxruntime runs the exported model in fp32, not {case.dtype}'
-        )
-    for module in ('onnx', 'onnxruntime'):
-        require(module)
-    import onnxruntime
-
-    kind = image.device.type
-    provider = dict(cpu='CPUExecutionProvider', cuda='CUDAExecutionProvider')[
-        kind
-    ]
-    if provider not in onnxruntime.get_available_providers():
-        raise ConfigError(
-            f'this onnxruntime has no {provider}: pip install onnxruntime-gpu'
-        )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = case.threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors only
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder, 'model.onnx'))
-        write_onnx(network, image, path)
-        session = onnxruntime.InferenceSession(
-            path, options, providers=[provider]
-        )
-    # Input and outputs are bound once to memory on the device, so that no
-    # copy between the devices is timed.
-    binding = session.io_binding()
-    binding.bind_ortvalue_input(
-        session.get_inputs()[0].name,
-        onnxruntime.OrtValue.ortvalue_from_numpy(
-            image.cpu().numpy(), kind, image.device.index or 0
-        ),
-    )
-    for out in session.get_outputs():
-        binding.bind_output(out.name, kind, image.device.index or 0)
-
-    def run() -> None:
-        session.run_with_iobinding(binding)
-
-    def outputs() -> list[Tensor]:
-        run()
-        return [torch.tensor(x) for x in binding.copy_outputs_to_cpu()]
-
-    return Workload(run, outputs)

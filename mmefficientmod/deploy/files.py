@@ -186,9 +186,6 @@ class _NcnnFile(ExportedFile):
 
     def __init__(self, path: str | os.PathLike, threads: int | None) -> None:
         super().__init__(path)
-        require('ncnn', 'ncnn')
-        import ncnn
-
         # The description is in a file beside it.
         beside = self.path.with_suffix('.json')
         if not beside.is_file():
@@ -199,19 +196,7 @@ class _NcnnFile(ExportedFile):
         self.metadata = json.loads(beside.read_text())
         height, width = self.described('size')
         self.input_shape = (1, 3, height, width)
-        self._net = ncnn.Net()
-        options = self._net.opt
-        if threads:
-            options.num_threads = threads
-        for name in (
-            'use_fp16_packed', 'use_fp16_storage', 'use_fp16_arithmetic',
-            'use_bf16_storage',
-        ):  # fmt: skip
-            setattr(options, name, False)
-        if self._net.load_param(os.fspath(path)) or self._net.load_model(
-            os.fspath(self.path.with_suffix('.bin'))
-        ):
-            raise ConfigError(f'{path} cannot be read by ncnn')
+        self._net = load_ncnn(self.path, threads)
 
     def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
         import ncnn
@@ -231,6 +216,34 @@ class _NcnnFile(ExportedFile):
                 raise self._failed(image, ValueError(f'code {code}'))
             found[name] = np.array(value)[None]
         return found
+
+
+def load_ncnn(path: Path, threads: int | None = None) -> Any:
+    """The network in files of ncnn, to be run in float32.
+
+    Args:
+        path: The ``.param`` file; the weights are in the ``.bin`` beside it.
+        threads: CPU threads. Default: ncnn's choice.
+
+    Raises:
+        ConfigError: If ncnn is not installed or cannot read the files.
+    """
+    require('ncnn', 'ncnn')
+    import ncnn
+
+    net = ncnn.Net()
+    if threads:
+        net.opt.num_threads = threads
+    for name in (
+        'use_fp16_packed', 'use_fp16_storage', 'use_fp16_arithmetic',
+        'use_bf16_storage',
+    ):  # fmt: skip
+        setattr(net.opt, name, False)
+    if net.load_param(os.fspath(path)) or net.load_model(
+        os.fspath(path.with_suffix('.bin'))
+    ):
+        raise ConfigError(f'{path} cannot be read by ncnn')
+    return net
 
 
 # The part of a file of OpenVINO that has our description.

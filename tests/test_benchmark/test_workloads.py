@@ -70,6 +70,45 @@ def test_exported_models_are_compared_with_themselves(place, case, settings):
     assert 'runs the exported model in fp32, not bf16' in ours.error
 
 
+@pytest.mark.parametrize('mode', ['openvino', 'ncnn'])
+def test_other_programs_run_the_same_model(place, case, settings, mode):
+    for module in dict(openvino=('openvino', 'onnx'), ncnn=('ncnn', 'pnnx'))[
+        mode
+    ]:
+        pytest.importorskip(module)
+    specs = find_model_specs(['efficientmod_xxs', 'own.py:Tiny'])
+    settings = replace(settings, baselines=['efficientmod_xxs'])
+    case = replace(case, mode=mode, batch=1)
+    ours, tiny = measure_case(specs, case, settings)[0]
+    assert (ours.error, tiny.error) == (None, None)
+    assert 0 < ours.difference < 1e-5
+    assert tiny.difference < 1e-5
+    case = replace(case, dtype='fp16')
+    ours, _ = measure_case(specs, case, settings)[0]
+    assert f'{mode} runs ' in ours.error
+
+
+@pytest.mark.skipif(not HAS_ONNXRUNTIME, reason='needs onnxruntime')
+def test_layouts_of_exported_models(run_benchmark):
+    (result,) = run_benchmark(
+        'efficientmod_xxs@today', 'efficientmod_xxs@hybrid',
+        'efficientmod_xxs', '--layout', 'tokens', '--mode', 'onnxruntime',
+        '--inputs', '1x32', '--rounds', '1',
+    )  # fmt: skip
+    assert [row.model for row in result.rows] == [
+        'efficientmod_xxs@today', 'efficientmod_xxs@hybrid',
+        'efficientmod_xxs',
+    ]  # fmt: skip
+    sources = list(result.sources.values())
+    assert [x.rpartition('@')[2] for x in sources] == [
+        'today', 'hybrid', 'tokens',
+    ]  # fmt: skip
+    for row in result.rows:
+        assert row.error is None
+        assert row.published  # as that of the plain name
+        assert 0 < row.difference < 1e-5
+
+
 @pytest.mark.skipif(HAS_ONNXRUNTIME, reason='onnxruntime is installed')
 def test_missing_onnxruntime_is_named(place, case, settings):
     specs = find_model_specs(['efficientmod_xxs', 'own.py:Tiny'])

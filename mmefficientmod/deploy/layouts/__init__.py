@@ -26,6 +26,24 @@ from mmefficientmod.models.backbones.efficientmod import EfficientMod
 
 LAYOUTS = ('today', 'conv', 'hybrid', 'conv_means', 'tokens')
 
+# Up to this side, in pixels, channels first are best in ONNX Runtime.
+SMALL = 320
+
+
+def best_layout(program: str, size: tuple[int, int] | None) -> str:
+    """The fastest layout.
+
+    Args:
+        program: What runs the model: ``'onnxruntime'``, ``'openvino'``,
+            ``'ncnn'`` or ``'coreml'``.
+        size: Height and width of the images, in pixels; None for any size.
+    """
+    if program == 'openvino':
+        return 'tokens'
+    if program in ('ncnn', 'coreml'):
+        return 'conv_means'
+    return 'conv' if size and max(size) <= SMALL else 'hybrid'
+
 
 def lay_out(model: nn.Module, layout: str) -> nn.Module:
     """Replace each EfficientMod of a model by a twin in another layout.
