@@ -20,17 +20,14 @@ from torch import Tensor, nn
 from mmefficientmod.apis.class_names import (
     Classes,
     count_classes,
-    dataset_meta,
     find_classes,
 )
-from mmefficientmod.apis.inference import toolbox_of
+from mmefficientmod.apis.inference import read_trained, toolbox_of
 from mmefficientmod.atomic import atomic_write
 from mmefficientmod.checkpoint.loading import load_whole
-from mmefficientmod.checkpoint.reading import read_checkpoint, select_weights
 from mmefficientmod.compat import installed_stack
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.toolbox import build_model, input_size
-from mmefficientmod.datasets.folders import has_class_folders, set_num_classes
 from mmefficientmod.deploy.checking import Difference, compare
 from mmefficientmod.deploy.coreml_files import write_coreml
 from mmefficientmod.deploy.files import (
@@ -191,7 +188,7 @@ def export_model(
         DataError: If an image for the check cannot be read.
     """
     scope = toolbox_of(cfg)
-    model, classes, digest = _load(cfg, checkpoint, scope)
+    model, classes, digest = _load(cfg, checkpoint)
     plain = build_graph(model, scope, options.part, options.output)
     _check_target(plain, options)
     deployed = copy.deepcopy(model)
@@ -447,17 +444,9 @@ def check_shapes(
     return shapes
 
 
-def _load(
-    cfg: Config, checkpoint: str, scope: str
-) -> tuple[nn.Module, Classes, str]:
+def _load(cfg: Config, checkpoint: str) -> tuple[nn.Module, Classes, str]:
     """The model with its weights, its classes and the file's SHA-256."""
-    content = read_checkpoint(checkpoint)
-    weights, _ = select_weights(content, checkpoint)
-    meta = dataset_meta(content)
-    if scope == 'mmpretrain' and has_class_folders(cfg):
-        names = meta.get('classes')
-        if isinstance(names, Sequence) and names:
-            set_num_classes(cfg, len(names))
+    weights, meta = read_trained(cfg, checkpoint)
     model = build_model(cfg)
     load_whole(model, weights, checkpoint)
     # A statement of its own: train() of some backbones returns None.

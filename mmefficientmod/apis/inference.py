@@ -152,15 +152,7 @@ def build_inferencer(
         file = use_exported(cfg, checkpoint, threads)
         meta = {name: file.described(name) for name in ('classes', 'palette')}
     else:
-        content = read_checkpoint(checkpoint)
-        weights, _ = select_weights(content, checkpoint)
-        meta = dataset_meta(content)
-    # The folders of the training may be missing here, so the number of
-    # classes is that of the checkpoint.
-    if scope == 'mmpretrain' and has_class_folders(cfg):
-        names = meta.get('classes')
-        if isinstance(names, Sequence) and names:
-            set_num_classes(cfg, len(names))
+        weights, meta = read_trained(cfg, checkpoint)
     cfg.test_dataloader = ConfigDict(
         dataset=dict(
             type=EMPTY_DATASETS[scope],
@@ -185,6 +177,30 @@ def build_inferencer(
         MMLogger.get_current_instance().warning(classes.remark)
     _name_classes(inferencer, classes, scope)
     return inferencer
+
+
+def read_trained(
+    cfg: Config, checkpoint: str
+) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """The weights of a checkpoint, and what it says about its data.
+
+    Args:
+        cfg: The config of its model. Where class folders number the classes,
+            the model gets as many as the checkpoint has, since the folders of
+            the training may be missing here.
+        checkpoint: Path or URL of the file.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    content = read_checkpoint(checkpoint)
+    weights, _ = select_weights(content, checkpoint)
+    meta = dataset_meta(content)
+    if toolbox_of(cfg) == 'mmpretrain' and has_class_folders(cfg):
+        names = meta.get('classes')
+        if isinstance(names, Sequence) and names:
+            set_num_classes(cfg, len(names))
+    return weights, meta
 
 
 def _check_device(device: str) -> None:
