@@ -16,11 +16,21 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
+from mmefficientmod.apis.calibrating import prepare_images
 from mmefficientmod.apis.class_names import (
     Classes,
     count_classes,
     dataset_meta,
     find_classes,
+)
+from mmefficientmod.apis.export_options import DYNAMIC, ExportOptions
+from mmefficientmod.apis.exporting_int8 import (
+    CHECKED,
+    Sample,
+    check_noise,
+    grouped,
+    quantise,
+    report,
 )
 from mmefficientmod.apis.inference import toolbox_of
 from mmefficientmod.atomic import atomic_write
@@ -37,83 +47,35 @@ from mmefficientmod.deploy.files import (
     description,
     open_file,
 )
-from mmefficientmod.deploy.graph import ExportGraph, RawImages
+from mmefficientmod.deploy.graph import (
+    ExportGraph,
+    RawImages,
+    WithLevels,
+    keep_levels,
+    level_outputs,
+)
 from mmefficientmod.deploy.images import (
     as_batch,
     drawn_images,
     find_images,
     read_images,
+    spread_images,
 )
+from mmefficientmod.deploy.int8 import CALIBRATION_IMAGES, check_int8
 from mmefficientmod.deploy.layouts import lay_out
+from mmefficientmod.deploy.noise import Noise
 from mmefficientmod.deploy.onnx_files import describe, halve, write_onnx
-from mmefficientmod.deploy.openvino_files import write_openvino
+from mmefficientmod.deploy.openvino_files import convert_onnx, write_openvino
+from mmefficientmod.deploy.report import Int8Report
 from mmefficientmod.deploy.rewriting import fix_random_bases
-from mmefficientmod.deploy.segmentor import LOGITS
-from mmefficientmod.deploy.tasks import build_graph
+from mmefficientmod.deploy.tasks import build_graph, count_levels
 from mmefficientmod.models.layers.deploy import switch_to_deploy
 from mmefficientmod.models.normalisation import ImageNormalisation
 from mmefficientmod.version import __version__
 
-DYNAMIC = 'dynamic'
 LICENCE = 'Apache-2.0'
-# Largest difference from PyTorch, relative to the largest value.
-TOLERANCE = 1e-4
-HALF_TOLERANCE = 2e-2
 # Index of the size that is recorded where the size may differ.
 RECORDED = 3
-# The suffix of the file for each kind of target.
-TARGETS = {'onnx': ONNX, 'openvino': OPENVINO}
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What is exported, and how.
-
-    Attributes:
-        to: A key of :data:`TARGETS`.
-        part: ``'model'`` or ``'backbone'``.
-        size: Height and width in pixels; None where they may differ from run
-            to run.
-        batch: Number of images; None where it may differ.
-        output: Of a segmentor, ``'logits'`` or ``'labels'``.
-        layout: Memory layout of EfficientMod in the file, one of
-            :data:`~mmefficientmod.deploy.layouts.LAYOUTS`. Default: the best
-            one for the target.
-        preprocess: Whether the file takes raw RGB images and normalises them
-            itself.
-        images: A folder of images for the check; None for those of the
-            config.
-        half: Whether weights are stored as float16.
-        tolerance: Largest difference from PyTorch, relative to the largest
-            value. Default: 1e-4, with ``half`` 2e-2.
-    """
-
-    to: str = 'onnx'
-    part: str = 'model'
-    size: tuple[int, int] | None = None
-    batch: int | None = 1
-    output: str = LOGITS
-    layout: str | None = None
-    preprocess: bool = False
-    images: str | None = None
-    half: bool = False
-    tolerance: float | None = None
-
-    @property
-    def chosen_layout(self) -> str:
-        """The layout, or its default."""
-        if self.layout is not None:
-            return self.layout
-        if self.to == 'openvino':
-            return 'tokens'
-        return 'conv' if self.size else 'hybrid'
-
-    @property
-    def allowed(self) -> float:
-        """The tolerance, or its default."""
-        if self.tolerance is not None:
-            return self.tolerance
-        return HALF_TOLERANCE if self.half else TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -139,6 +101,10 @@ class Export:
         outputs: Names of the outputs.
         images: What the check ran on, in words.
         checks: The comparisons with PyTorch.
+        noise: The difference of a file in 8 bits from PyTorch; ``checks`` are
+            those of its float32 form.
+        noise_images: What it was measured on, in words.
+        report: What is slow and what is noisy, if that was asked for.
     """
 
     files: list[Path]
@@ -146,6 +112,9 @@ class Export:
     outputs: list[str]
     images: str
     checks: list[Check] = field(default_factory=list)
+    noise: Noise | None = None
+    noise_images: str = ''
+    report: Int8Report | None = None
 
 
 def export_model(
@@ -169,6 +138,8 @@ def export_model(
             PyTorch by more than the tolerance.
         DataError: If an image for the check cannot be read.
     """
+    if options.calibrate is not None:
+        check_int8()
     scope = toolbox_of(cfg)
     model, classes, digest = _load(cfg, checkpoint, scope)
     plain = build_graph(model, scope, options.part, options.output)
@@ -176,6 +147,12 @@ def export_model(
     deployed = copy.deepcopy(model)
     switch_to_deploy(deployed)
     deployed = lay_out(deployed, options.chosen_layout)
+    levels: list[torch.Tensor] = []
+    level_names: dict[str, dict[int, str]] = {}
+    backbone = getattr(model, 'backbone', None)
+    if options.report and options.part == 'model' and backbone is not None:
+        level_names = level_outputs(count_levels(backbone))
+        levels = keep_levels(deployed.get_submodule('backbone'))
     graph = build_graph(deployed, scope, options.part, options.output)
     normalisation = ImageNormalisation.of(
         model.get_submodule('data_preprocessor')
@@ -213,6 +190,7 @@ def export_model(
             model=type(model).__name__,
             backbone=_backbone_name(model),
             layout=options.chosen_layout,
+            precision=options.precision,
             config=cfg.filename,
             config_sha256=_digest(cfg.pretty_text.encode()),
             checkpoint=Path(checkpoint).name,
@@ -232,18 +210,30 @@ def export_model(
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder, f'model{ONNX}')
         write_onnx(
-            exported,
+            WithLevels(exported, levels) if level_names else exported,
             example,
             draft,
-            graph.outputs,
+            {**graph.outputs, **level_names},
             batch=options.batch is None,
             size=options.size is None,
         )
-        files = _convert(draft, metadata, options)
+        files = [draft]
+        if options.calibrate is None:
+            files = _convert(draft, metadata, options)
         for check in check_file(
             files[-1], plain, normalisation, images, shapes, options
         ):
             result.checks.append(check)
+        if options.calibrate is not None:
+            files = _quantise(
+                draft,
+                _Samples(cfg, scope, model, options),
+                plain,
+                list(level_names),
+                metadata,
+                options,
+                result,
+            )
         for file in files:
             target = Path(out).with_suffix(file.suffix)
             with atomic_write(target) as final:
@@ -261,11 +251,66 @@ def _convert(
     """
     if options.to == 'openvino':
         path = draft.with_suffix(OPENVINO)
-        return write_openvino(draft, path, metadata, options.half)
+        model = convert_onnx(draft)
+        return write_openvino(model, path, metadata, options.half)
     if options.half:
         halve(draft)
     describe(draft, metadata)
     return [draft]
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Reads images as the test of a config prepares them."""
+
+    cfg: Config
+    scope: str
+    model: Any
+    options: ExportOptions
+
+    def read(self, folder: str, number: int) -> list[Sample]:
+        """At most so many images of a folder."""
+        preprocessor = self.model.data_preprocessor
+        options = self.options
+        images = prepare_images(
+            self.cfg,
+            self.scope,
+            preprocessor,
+            spread_images(folder, number),
+            options.size,
+        )
+        return grouped(images, options.preprocess, options.batch or 1)
+
+
+def _quantise(
+    source: Path,
+    images: _Samples,
+    graph: ExportGraph,
+    levels: Sequence[str],
+    metadata: Mapping[str, str],
+    options: ExportOptions,
+    result: Export,
+) -> list[Path]:
+    """The files in 8 bits; their check and report are put in the result."""
+    folder = str(options.calibrate)
+    samples = images.read(folder, CALIBRATION_IMAGES)
+    draft = quantise(source, options.to, samples, metadata, levels)
+    # From all parts of the folder.
+    checked = samples[:: -(-len(samples) // CHECKED)]
+    if options.images is not None:
+        folder = options.images
+        checked = images.read(folder, CHECKED)
+    result.noise = check_noise(draft.files[-1], graph, checked)
+    number = sum(len(sample.normalised) for sample in checked)
+    result.noise_images = f'{number} images of {folder}'
+    if options.report:
+        result.report = report(
+            draft,
+            result.noise,
+            getattr(images.model, 'backbone', None),
+            checked,
+        )
+    return draft.files
 
 
 def check_file(

@@ -78,7 +78,7 @@ def _compare_objects(
     found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
 ) -> Difference:
     """Compare detections as sets, since equal scores have no order."""
-    pairs = _pairs(found, expected)
+    pairs = match_objects(found, expected, SAME_OBJECT)
     counts = len(found['boxes']), len(expected['boxes'])
     most = max(*counts, 1)
     other = 1 - len(pairs) / most if any(counts) else 0.0
@@ -101,10 +101,18 @@ def _compare_objects(
     return Difference(largest, output, other, text)
 
 
-def _pairs(
-    found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
+def match_objects(
+    found: Mapping[str, np.ndarray],
+    expected: Mapping[str, np.ndarray],
+    overlap: float,
 ) -> list[tuple[int, int]]:
-    """Indices of the same objects, the best scores first."""
+    """Indices of the same objects in both, the best scores first.
+
+    Args:
+        found: ``boxes``, ``scores`` and ``labels`` of a file.
+        expected: Those of PyTorch.
+        overlap: Least intersection over union of two boxes of an object.
+    """
     pairs = []
     free = np.ones(len(found['boxes']), bool)
     for i in np.argsort(-expected['scores'], kind='stable'):
@@ -114,7 +122,7 @@ def _pairs(
             continue
         overlaps = _overlaps(expected['boxes'][i], found['boxes'][candidates])
         best = int(overlaps.argmax())
-        if overlaps[best] >= SAME_OBJECT:
+        if overlaps[best] >= overlap:
             pairs.append((int(candidates[best]), int(i)))
             free[candidates[best]] = False
     return pairs
