@@ -6,27 +6,43 @@ The file is compared with PyTorch before it is written. See docs/deploy.md.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
 
 from mmefficientmod import cli
-from mmefficientmod.apis.exporting import (
+from mmefficientmod.apis.export_options import (
     DYNAMIC,
     HALF_TOLERANCE,
     PHONES,
     TARGETS,
     TOLERANCE,
-    Export,
     ExportOptions,
-    export_model,
 )
+from mmefficientmod.apis.exporting import Export, export_model
 from mmefficientmod.apis.inference import toolbox_of
+from mmefficientmod.benchmark.tables import Column
+from mmefficientmod.benchmark.terminal import print_table
 from mmefficientmod.checkpoint.reading import check_exists
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.options import apply_options
 from mmefficientmod.config.toolbox import input_size
+from mmefficientmod.deploy.int8 import CALIBRATION_IMAGES
 from mmefficientmod.deploy.layouts import LAYOUTS
+from mmefficientmod.deploy.report import Int8Report
 from mmefficientmod.deploy.segmentor import LABELS, LOGITS
 from mmefficientmod.deploy.tasks import PARTS
+
+SHOWN = 10  # layers of each table of the report
+OUTPUT = Column('output', 'Output', '', lambda row, _: row.name)
+NOISE = Column('noise', 'SQNR, dB', '.1f', lambda row, _: row.noise)
+SLOWEST = Column('layer', 'Slowest layers', '', lambda row, _: row.name)
+NOISIEST = Column('layer', 'Noisiest layers', '', lambda row, _: row.name)
+KIND = Column('kind', 'Operator', '', lambda row, _: row.kind)
+TIME = Column('time', 'ms', '.3f', lambda row, _: row.milliseconds)
+SHARE = Column('share', 'Share', '.1%', lambda row, _: row.share)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -98,12 +114,31 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='largest difference from PyTorch, relative to the largest value '
         f'(default: {TOLERANCE}, with --half {HALF_TOLERANCE})',
     )
+    parser.add_argument(
+        '--int8',
+        action='store_true',
+        help='store weights in 8 bits, and compute the products with them in '
+        '8 bits; needs --calibrate',
+    )
+    parser.add_argument(
+        '--calibrate',
+        metavar='FOLDER',
+        help='images like those of the training, to measure the range of '
+        f'activations for --int8; at most {CALIBRATION_IMAGES} are taken',
+    )
+    parser.add_argument(
+        '--report',
+        action='store_true',
+        help='with --int8, print the noise of each level of the backbone and '
+        'of each output, and the slowest and the noisiest layers',
+    )
     cli.add_trust_argument(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> Export:
     args = parse_args(argv)
+    check_precision(args)
     target = find_target(args.out, args.to)
     batch = parse_batch(args.batch)
     cfg = cli.load_chosen_config(args)
@@ -125,6 +160,8 @@ def main(argv: Sequence[str] | None = None) -> Export:
         images=args.images,
         half=args.half,
         tolerance=args.tolerance,
+        calibrate=args.calibrate,
+        report=args.report,
     )
     export = export_model(cfg, args.checkpoint, args.out, options)
     show(export)
@@ -144,10 +181,70 @@ def show(export: Export) -> None:
     for check in export.checks:
         number, height, width = check.shape
         print(f'  {number} x {height}x{width}: {check.difference.text}')
+    if export.noise is not None:
+        print(f'int8 compared with PyTorch on {export.noise_images}:')
+        print(f'  {export.noise.text}')
+    if export.report is not None:
+        show_report(export.report, Console())
+        print()
     for path in export.files:
         inside = path.rglob('*') if path.is_dir() else [path]
         size = sum(x.stat().st_size for x in inside if x.is_file())
         print(f'written: {path} ({size / 1e6:.1f} MB)')
+
+
+def check_precision(args: argparse.Namespace) -> None:
+    """Check that the arguments for int8 fit together.
+
+    Raises:
+        ConfigError: If they do not.
+    """
+    if args.int8 and args.half:
+        raise ConfigError(
+            '--int8 and --half are two ways to store weights: give one of them'
+        )
+    if args.int8 and args.calibrate is None:
+        raise ConfigError(
+            '--int8 needs --calibrate FOLDER, images like those of the '
+            'training'
+        )
+    for name in ('calibrate', 'report'):
+        if getattr(args, name) and not args.int8:
+            raise ConfigError(f'--{name} has an effect with --int8 only')
+
+
+def show_report(report: Int8Report, console: Console) -> None:
+    """Print what is slow and what is noisy in a file in 8 bits."""
+    noise = dict(report.worst)
+    tables: list[tuple[list[Column], list[dict[str, Any]]]] = [
+        (
+            [OUTPUT, NOISE],
+            [dict(output=k, noise=v) for k, v in report.outputs.items()],
+        ),
+        (
+            [SLOWEST, KIND, TIME, SHARE],
+            [
+                dict(
+                    layer=x.name,
+                    kind=x.kind,
+                    time=x.milliseconds,
+                    share=x.share,
+                )
+                for x in report.slowest[:SHOWN]
+            ],
+        ),
+        (
+            [NOISIEST, NOISE],
+            [
+                dict(layer=k, noise=v)
+                for k, v in itertools.islice(noise.items(), SHOWN)
+            ],
+        ),
+    ]
+    for columns, rows in tables:
+        console.print()
+        keys = [column.key for column in columns]
+        print_table(console, columns, rows, keys, 'a wider terminal has them')
 
 
 def find_target(out: str, to: str | None) -> str:

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,18 +17,39 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from mmefficientmod.apis.calibrating import prepare_images
 from mmefficientmod.apis.class_names import (
     Classes,
     count_classes,
     find_classes,
+)
+from mmefficientmod.apis.export_options import (
+    DYNAMIC,
+    PHONES,
+    TARGETS,
+    ExportOptions,
+)
+from mmefficientmod.apis.exporting_check import (
+    Check,
+    Run,
+    check_file,
+    check_shapes,
+    find_divisor,
+)
+from mmefficientmod.apis.exporting_int8 import (
+    CHECKED,
+    Sample,
+    check_noise,
+    grouped,
+    quantise,
+    report,
 )
 from mmefficientmod.apis.inference import read_trained, toolbox_of
 from mmefficientmod.atomic import atomic_write
 from mmefficientmod.checkpoint.loading import load_whole
 from mmefficientmod.compat import installed_stack
 from mmefficientmod.config.nodes import ConfigError
-from mmefficientmod.config.toolbox import build_model, input_size
-from mmefficientmod.deploy.checking import Difference, compare
+from mmefficientmod.config.toolbox import build_model
 from mmefficientmod.deploy.coreml_files import write_coreml
 from mmefficientmod.deploy.files import (
     NCNN,
@@ -37,112 +58,41 @@ from mmefficientmod.deploy.files import (
     description,
     open_file,
 )
-from mmefficientmod.deploy.graph import ExportGraph, RawImages
+from mmefficientmod.deploy.graph import (
+    ExportGraph,
+    RawImages,
+    WithLevels,
+    keep_levels,
+    level_outputs,
+)
 from mmefficientmod.deploy.images import (
     as_batch,
     drawn_images,
     find_images,
     read_images,
+    spread_images,
 )
-from mmefficientmod.deploy.layouts import best_layout, lay_out
+from mmefficientmod.deploy.int8 import CALIBRATION_IMAGES, check_int8
+from mmefficientmod.deploy.layouts import lay_out
 from mmefficientmod.deploy.ncnn_files import write_ncnn
+from mmefficientmod.deploy.noise import Noise
 from mmefficientmod.deploy.onnx_files import (
     describe,
     halve,
     name_sizes,
     write_onnx,
 )
-from mmefficientmod.deploy.openvino_files import write_openvino
+from mmefficientmod.deploy.openvino_files import convert_onnx, write_openvino
+from mmefficientmod.deploy.report import Int8Report
 from mmefficientmod.deploy.rewriting import fix_random_bases
-from mmefficientmod.deploy.segmentor import LOGITS
-from mmefficientmod.deploy.tasks import build_graph
+from mmefficientmod.deploy.tasks import build_graph, count_levels
 from mmefficientmod.models.layers.deploy import switch_to_deploy
 from mmefficientmod.models.normalisation import ImageNormalisation
 from mmefficientmod.version import __version__
 
-# Runs a file on images; see ExportedFile.run.
-Run = Callable[[np.ndarray], dict[str, np.ndarray]]
-DYNAMIC = 'dynamic'
 LICENCE = 'Apache-2.0'
-# Largest difference from PyTorch, relative to the largest value.
-TOLERANCE = 1e-4
-HALF_TOLERANCE = 2e-2
-# The check of a detector varies its images by rounding, so often, if objects
-# differ.
-ROUNDING, VARIATIONS = 1e-6, 4
 # Index of the size that is recorded where the size may differ.
 RECORDED = 3
-# The suffix of the file for each kind of target.
-TARGETS = {
-    'onnx': ONNX,
-    'openvino': OPENVINO,
-    'ncnn': NCNN,
-    'coreml': '.mlpackage',
-}
-# Targets for phones: images of one size, normalised, and no detectors.
-PHONES = ('ncnn', 'coreml')
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What is exported, and how.
-
-    Attributes:
-        to: A key of :data:`TARGETS`.
-        part: ``'model'`` or ``'backbone'``.
-        size: Height and width in pixels; None where they may differ from run
-            to run.
-        batch: Number of images; None where it may differ.
-        output: Of a segmentor, ``'logits'`` or ``'labels'``.
-        layout: Memory layout of EfficientMod in the file, one of
-            :data:`~mmefficientmod.deploy.layouts.LAYOUTS`. Default: the best
-            one for the target.
-        preprocess: Whether the file takes raw RGB images and normalises them
-            itself.
-        images: A folder of images for the check; None for those of the
-            config.
-        half: Whether weights are stored as float16.
-        tolerance: Largest difference from PyTorch, relative to the largest
-            value. Default: 1e-4, with ``half`` 2e-2.
-    """
-
-    to: str = 'onnx'
-    part: str = 'model'
-    size: tuple[int, int] | None = None
-    batch: int | None = 1
-    output: str = LOGITS
-    layout: str | None = None
-    preprocess: bool = False
-    images: str | None = None
-    half: bool = False
-    tolerance: float | None = None
-
-    @property
-    def chosen_layout(self) -> str:
-        """The layout, or its default."""
-        if self.layout is not None:
-            return self.layout
-        return best_layout(self.to, self.size)
-
-    @property
-    def allowed(self) -> float:
-        """The tolerance, or its default."""
-        if self.tolerance is not None:
-            return self.tolerance
-        return HALF_TOLERANCE if self.half else TOLERANCE
-
-
-@dataclass(frozen=True)
-class Check:
-    """A comparison of the file with PyTorch.
-
-    Attributes:
-        shape: Images, height and width.
-        difference: What differs.
-    """
-
-    shape: tuple[int, int, int]
-    difference: Difference
 
 
 @dataclass
@@ -156,6 +106,10 @@ class Export:
         images: What the check ran on, in words.
         divisor: What height and width must be multiples of.
         checks: The comparisons with PyTorch.
+        noise: The difference of a file in 8 bits from PyTorch; ``checks`` are
+            those of its float32 form.
+        noise_images: What it was measured on, in words.
+        report: What is slow and what is noisy, if that was asked for.
     """
 
     files: list[Path]
@@ -164,6 +118,9 @@ class Export:
     images: str
     divisor: int = 1
     checks: list[Check] = field(default_factory=list)
+    noise: Noise | None = None
+    noise_images: str = ''
+    report: Int8Report | None = None
 
 
 def export_model(
@@ -187,6 +144,8 @@ def export_model(
             PyTorch by more than the tolerance.
         DataError: If an image for the check cannot be read.
     """
+    if options.calibrate is not None:
+        check_int8()
     scope = toolbox_of(cfg)
     model, classes, digest = _load(cfg, checkpoint)
     plain = build_graph(model, scope, options.part, options.output)
@@ -194,6 +153,12 @@ def export_model(
     deployed = copy.deepcopy(model)
     switch_to_deploy(deployed)
     deployed = lay_out(deployed, options.chosen_layout)
+    levels: list[torch.Tensor] = []
+    level_names: dict[str, dict[int, str]] = {}
+    backbone = getattr(model, 'backbone', None)
+    if options.report and options.part == 'model' and backbone is not None:
+        level_names = level_outputs(count_levels(backbone))
+        levels = keep_levels(deployed.get_submodule('backbone'))
     graph = build_graph(deployed, scope, options.part, options.output)
     normalisation = ImageNormalisation.of(
         model.get_submodule('data_preprocessor')
@@ -233,6 +198,7 @@ def export_model(
             model=type(model).__name__,
             backbone=_backbone_name(model),
             layout=options.chosen_layout,
+            precision=options.precision,
             config=cfg.filename,
             config_sha256=_digest(cfg.pretty_text.encode()),
             checkpoint=Path(checkpoint).name,
@@ -252,7 +218,12 @@ def export_model(
     )
     with tempfile.TemporaryDirectory() as folder:
         files = _write(
-            exported, example, graph, Path(folder), metadata, options
+            WithLevels(exported, levels) if level_names else exported,
+            example,
+            {**graph.outputs, **level_names},
+            Path(folder),
+            metadata,
+            options,
         )
         if options.to == 'coreml':
             # CoreML runs on macOS alone. What it was converted from runs.
@@ -264,6 +235,16 @@ def export_model(
             run, plain, normalisation, images, shapes, options
         ):
             result.checks.append(check)
+        if options.calibrate is not None:
+            files = _quantise(
+                files[-1],
+                _Samples(cfg, scope, model, options),
+                plain,
+                list(level_names),
+                metadata,
+                options,
+                result,
+            )
         for file in files:
             target = Path(out).with_suffix(file.suffix)
             if file.is_dir():
@@ -278,18 +259,21 @@ def export_model(
 def _write(
     exported: nn.Module,
     example: Tensor,
-    graph: ExportGraph,
+    outputs: Mapping[str, Mapping[int, str]],
     folder: Path,
     metadata: Mapping[str, str],
     options: ExportOptions,
 ) -> list[Path]:
-    """The files for the target; the last one is the one to run."""
+    """The files for the target; the last one is the one to run.
+
+    For int8 the file is the float32 form that is quantised.
+    """
     if options.to == 'ncnn':
         path = folder / f'model{NCNN}'
         return write_ncnn(exported, example, path, metadata, options.half)
     if options.to == 'coreml':
         path = folder / f'model{TARGETS["coreml"]}'
-        names = list(graph.outputs)
+        names = list(outputs)
         write_coreml(exported, example, path, names, metadata, options.half)
         return [path]
     draft = folder / f'model{ONNX}'
@@ -297,13 +281,16 @@ def _write(
         exported,
         example,
         draft,
-        graph.outputs,
+        outputs,
         batch=options.batch is None,
         size=options.size is None,
     )
+    if options.calibrate is not None:
+        return [draft]
     if options.to == 'openvino':
         path = draft.with_suffix(OPENVINO)
-        return write_openvino(draft, path, metadata, options.half)
+        model = convert_onnx(draft)
+        return write_openvino(model, path, metadata, options.half)
     if options.size is None or options.batch is None:
         name_sizes(draft)
     if options.half:
@@ -334,114 +321,58 @@ def _replace_folder(source: Path, target: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def check_file(
-    run: Run,
-    graph: ExportGraph,
-    normalisation: ImageNormalisation,
-    images: Sequence[np.ndarray],
-    shapes: Sequence[tuple[int, int, int]],
-    options: ExportOptions,
-) -> Iterator[Check]:
-    """Compare a file with PyTorch.
+@dataclass(frozen=True)
+class _Samples:
+    """Reads images as the test of a config prepares them."""
 
-    Args:
-        run: Runs the file on images, and returns its outputs by name.
-        graph: The graph of the model as it was trained.
-        normalisation: How its images are normalised.
-        images: Each ``(H, W, 3)`` uint8 RGB.
-        shapes: Number, height and width of the images of each comparison.
-        options: What was exported, and how.
+    cfg: Config
+    scope: str
+    model: Any
+    options: ExportOptions
 
-    Yields:
-        The comparisons that are within the tolerance.
-
-    Raises:
-        ConfigError: If one is not.
-    """
-    raw = RawImages(graph, normalisation)
-    for shape in shapes:
-        batch = as_batch(images, *shape)
-        image = raw.normalise(torch.from_numpy(batch))
-        expected = _reference(graph, image)
-        found = run(batch if options.preprocess else image.numpy())
-        difference = compare(found, expected)
-        if not difference.within(options.allowed) and graph.task == 'det':
-            variations = (
-                image * (1 + ROUNDING * torch.randn_like(image))
-                for _ in range(VARIATIONS)
-            )
-            others = [_reference(graph, x) for x in variations]
-            difference = compare(found, expected, others)
-        if not difference.within(options.allowed):
-            number, height, width = shape
-            remedy = (
-                f'; export it for one size, such as --size {height}x{width}'
-                if shape != shapes[0] and options.size is None
-                else ''
-            )
-            raise ConfigError(
-                f'the file differs from PyTorch for {number} images of '
-                f'{height}x{width} pixels ({difference.text}), more than '
-                f'--tolerance {options.allowed:g}, so it is not written'
-                f'{remedy}'
-            )
-        yield Check(shape, difference)
-
-
-def _reference(graph: ExportGraph, image: Tensor) -> dict[str, np.ndarray]:
-    """What the toolbox computes, by name."""
-    with torch.no_grad():
-        values = graph.reference(image)
-    return {
-        name: value.numpy()
-        for name, value in zip(graph.outputs, values, strict=True)
-    }
-
-
-def find_divisor(graph: ExportGraph) -> int:
-    """What height and width must be multiples of: 1, or 32.
-
-    Some models cannot add the levels of other sizes, and their configs pad
-    the images before the model gets them.
-    """
-    image = torch.zeros(1, 3, 65, 101)
-    try:
-        _reference(graph, image)
-    except RuntimeError:
-        return 32
-    return 1
-
-
-def check_shapes(
-    cfg: Config, options: ExportOptions, divisor: int = 1
-) -> list[tuple[int, int, int]]:
-    """Number, height and width of the images of each comparison.
-
-    Where the size may differ, there are three other sizes, of any divisor;
-    where the number may differ, another number.
-
-    Args:
-        cfg: The config of the model.
-        options: What is exported.
-        divisor: Heights and widths of other sizes are multiples of it.
-            Default: 1.
-    """
-    height, width = options.size or input_size(cfg)
-    batch = options.batch or 1
-    shapes = [(batch, height, width)]
-    if options.size is None:
-        sizes = (
-            (height * 3 // 4 + 1, width // 2 + 3),
-            (height // 2 + 5, width),
-            (height + 37, width + 18),
+    def read(self, folder: str, number: int) -> list[Sample]:
+        """At most so many images of a folder."""
+        preprocessor = self.model.data_preprocessor
+        options = self.options
+        images = prepare_images(
+            self.cfg,
+            self.scope,
+            preprocessor,
+            spread_images(folder, number),
+            options.size,
         )
-        shapes += [
-            (batch, -(-h // divisor) * divisor, -(-w // divisor) * divisor)
-            for h, w in sizes
-        ]
-    if options.batch is None:
-        shapes.append((3, *shapes[-1][1:]))
-    return shapes
+        return grouped(images, options.preprocess, options.batch or 1)
+
+
+def _quantise(
+    source: Path,
+    images: _Samples,
+    graph: ExportGraph,
+    levels: Sequence[str],
+    metadata: Mapping[str, str],
+    options: ExportOptions,
+    result: Export,
+) -> list[Path]:
+    """The files in 8 bits; their check and report are put in the result."""
+    folder = str(options.calibrate)
+    samples = images.read(folder, CALIBRATION_IMAGES)
+    draft = quantise(source, options.to, samples, metadata, levels)
+    # From all parts of the folder.
+    checked = samples[:: -(-len(samples) // CHECKED)]
+    if options.images is not None:
+        folder = options.images
+        checked = images.read(folder, CHECKED)
+    result.noise = check_noise(draft.files[-1], graph, checked)
+    number = sum(len(sample.normalised) for sample in checked)
+    result.noise_images = f'{number} images of {folder}'
+    if options.report:
+        result.report = report(
+            draft,
+            result.noise,
+            getattr(images.model, 'backbone', None),
+            checked,
+        )
+    return draft.files
 
 
 def _load(cfg: Config, checkpoint: str) -> tuple[nn.Module, Classes, str]:
@@ -468,6 +399,10 @@ def _check_target(graph: ExportGraph, options: ExportOptions) -> None:
         )
     if options.to not in PHONES:
         return
+    if options.calibrate is not None:
+        raise ConfigError(
+            f'--int8 is for ONNX Runtime and OpenVINO, not for {options.to}'
+        )
     if graph.task == 'det':
         raise ConfigError(
             f'--to {options.to} is for classifiers, segmentors and backbones '

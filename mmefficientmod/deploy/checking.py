@@ -86,10 +86,10 @@ def _compare_objects(
     """Compare detections as sets, since equal scores have no order."""
     stable, known = np.ones(len(expected['boxes']), bool), []
     for variation in others:
-        kept = [j for _, j in _pairs(variation, expected)]
+        kept = [j for _, j in match_objects(variation, expected, SAME_OBJECT)]
         stable &= np.isin(np.arange(len(stable)), kept)
-        known += [i for i, _ in _pairs(found, variation)]
-    pairs = _pairs(found, expected)
+        known += [i for i, _ in match_objects(found, variation, SAME_OBJECT)]
+    pairs = match_objects(found, expected, SAME_OBJECT)
     known += [i for i, _ in pairs]
     compared = [(i, j) for i, j in pairs if stable[j]]
     missing = int(stable.sum()) - len(compared)
@@ -119,10 +119,18 @@ def _compare_objects(
     return Difference(largest, output, share, text)
 
 
-def _pairs(
-    found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
+def match_objects(
+    found: Mapping[str, np.ndarray],
+    expected: Mapping[str, np.ndarray],
+    overlap: float,
 ) -> list[tuple[int, int]]:
-    """Indices of the same objects, the best scores first."""
+    """Indices of the same objects in both, the best scores first.
+
+    Args:
+        found: ``boxes``, ``scores`` and ``labels`` of a file.
+        expected: Those of PyTorch.
+        overlap: Least intersection over union of two boxes of an object.
+    """
     pairs = []
     free = np.ones(len(found['boxes']), bool)
     for i in np.argsort(-expected['scores'], kind='stable'):
@@ -132,7 +140,7 @@ def _pairs(
             continue
         overlaps = _overlaps(expected['boxes'][i], found['boxes'][candidates])
         best = int(overlaps.argmax())
-        if overlaps[best] >= SAME_OBJECT:
+        if overlaps[best] >= overlap:
             pairs.append((int(candidates[best]), int(i)))
             free[candidates[best]] = False
     return pairs

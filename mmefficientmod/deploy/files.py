@@ -57,6 +57,13 @@ class ExportedFile(abc.ABC):
             ConfigError: If the file cannot be run on this image.
         """
 
+    def __deepcopy__(self, memo: dict) -> ExportedFile:
+        """The file itself: it has no state, and cannot be copied.
+
+        A hook that averages weights copies the model that it is given.
+        """
+        return self
+
     def described(self, name: str, default: Any = None) -> Any:
         """A value of the description, which is JSON."""
         text = self.metadata.get(name)

@@ -60,14 +60,55 @@ class BackboneGraph(ExportGraph):
 
     def __init__(self, model: nn.Module, levels: int) -> None:
         super().__init__(model)
-        self.outputs = {
-            f'level_{i}': {0: BATCH, 2: f'{HEIGHT}_{i}', 3: f'{WIDTH}_{i}'}
-            for i in range(levels)
-        }
+        self.outputs = level_outputs(levels)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """``(N, 3, H, W)`` to one ``(N, C_i, H_i, W_i)`` for each level."""
         return tuple(self.model(image))
+
+
+def level_outputs(levels: int) -> dict[str, dict[int, str]]:
+    """Names of levels, and of their dimensions that may differ."""
+    return {
+        f'level_{i}': {0: BATCH, 2: f'{HEIGHT}_{i}', 3: f'{WIDTH}_{i}'}
+        for i in range(levels)
+    }
+
+
+def keep_levels(backbone: nn.Module) -> list[Tensor]:
+    """Have a backbone keep the levels that it returns.
+
+    Args:
+        backbone: The backbone; a copy that is made later keeps them too.
+
+    Returns:
+        A list that has the levels after each forward pass.
+    """
+    levels: list[Tensor] = []
+
+    def keep(module: nn.Module, given: Any, found: Any) -> None:
+        levels[:] = found
+
+    backbone.register_forward_hook(keep)
+    return levels
+
+
+class WithLevels(nn.Module):
+    """A graph that also returns the levels of its backbone.
+
+    Args:
+        graph: The graph, or what calls it.
+        levels: From :func:`keep_levels`, called before the graph was made.
+    """
+
+    def __init__(self, graph: nn.Module, levels: list[Tensor]) -> None:
+        super().__init__()
+        self.graph = graph
+        self.levels = levels
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The outputs of the graph, then the levels."""
+        return (*self.graph(image), *self.levels)
 
 
 class RawImages(nn.Module):

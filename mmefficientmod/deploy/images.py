@@ -33,10 +33,7 @@ def find_images(cfg: Config, folder: str | None, number: int) -> list[Path]:
     if folder is not None:
         found = list(itertools.islice(_walk(Path(folder)), number))
         if not found:
-            raise ConfigError(
-                f'{folder} has no images: their names end in '
-                f'{", ".join(IMAGE_SUFFIXES)}'
-            )
+            raise _no_images(folder)
         return found
     for loader in ('test_dataloader', 'val_dataloader', LOADERS[0]):
         for dataset in dataset_dicts(cfg, loader):
@@ -45,6 +42,30 @@ def find_images(cfg: Config, folder: str | None, number: int) -> list[Path]:
                 if found:
                     return found
     return []
+
+
+def spread_images(folder: str, number: int) -> list[Path]:
+    """Image files from all parts of a folder, such as from all classes.
+
+    Args:
+        folder: Searched with the folders below it.
+        number: Most files to return.
+
+    Raises:
+        ConfigError: If the folder has no images.
+    """
+    found = list(_walk(Path(folder)))
+    if not found:
+        raise _no_images(folder)
+    number = min(number, len(found))
+    return [found[i * len(found) // number] for i in range(number)]
+
+
+def _no_images(folder: str) -> ConfigError:
+    return ConfigError(
+        f'{folder} has no images: their names end in '
+        f'{", ".join(IMAGE_SUFFIXES)}'
+    )
 
 
 def _image_folders(dataset: Mapping) -> Iterator[Path]:

@@ -7,7 +7,7 @@ import inspect
 import io
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -134,6 +134,25 @@ def name_sizes(path: str | os.PathLike) -> None:
     import onnx
 
     model = name_dimensions(onnx.load(os.fspath(path)))
+    onnx.save(model, os.fspath(path))
+
+
+def drop_outputs(
+    source: str | os.PathLike, path: str | os.PathLike, names: Sequence[str]
+) -> None:
+    """Write an ONNX file without some of its outputs.
+
+    Args:
+        source: The file.
+        path: The file to write.
+        names: The outputs that it shall not have.
+    """
+    import onnx
+
+    model = onnx.load(os.fspath(source))
+    kept = [x for x in model.graph.output if x.name not in names]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
     onnx.save(model, os.fspath(path))
 
 

@@ -34,7 +34,7 @@ def build_graph(
             raise ConfigError(
                 f'{type(model).__name__} has no part called backbone'
             )
-        return BackboneGraph(backbone, _count_levels(backbone))
+        return BackboneGraph(backbone, count_levels(backbone))
     # Each import needs the toolbox.
     if scope == 'mmseg':
         return SegmentorGraph(model, output)
@@ -47,7 +47,7 @@ def build_graph(
     return DetectorGraph(model)
 
 
-def _count_levels(backbone: nn.Module) -> int:
+def count_levels(backbone: nn.Module) -> int:
     """Number of levels of a backbone.
 
     Raises:

@@ -15,6 +15,7 @@ from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 
 from mmefficientmod import EfficientMod
 from mmefficientmod.apis.inference import build_inferencer
+from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.deploy.checking import compare
 from mmefficientmod.deploy.coreml_files import count_operators, write_coreml
@@ -90,6 +91,19 @@ def test_segmentor_of_any_size_is_tested_as_its_checkpoint(
     assert 'mIoU' in metrics[0]
 
 
+def test_classifier_is_tested_under_a_hook_that_copies_models(
+    export, tool, small, mini_place
+):
+    _, path = export('cls', '--size', '64')
+    config, checkpoint, *backbone = small('cls')
+    assert 'EMAHook' in str(load_config(config).custom_hooks)
+    metrics = [
+        tool('test').main([config, file, *backbone, '--mini'])
+        for file in (checkpoint, str(path))
+    ]
+    assert metrics[0] == pytest.approx(metrics[1])
+
+
 def test_labels_of_a_segmentor(export, tool, small):
     options = ['--size', '64x96', '--preprocess', '--batch', '2']
     _, labels = export('seg', *options, '--output', 'labels')
@@ -104,7 +118,6 @@ def test_labels_of_a_segmentor(export, tool, small):
 
 @pytest.mark.parametrize('preprocess', [[], ['--preprocess']])
 def test_predictions_are_those_of_the_checkpoint(export, small, preprocess):
-    from mmefficientmod.config.files import load_config
     from mmefficientmod.swap.backbone import swap_backbone
 
     _, path = export('cls', *preprocess)
