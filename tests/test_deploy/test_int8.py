@@ -123,6 +123,7 @@ def test_segmentor_of_any_size_and_raw_images(export):
 
 
 @needs_opset
+@pytest.mark.slow
 def test_labels_and_several_images_at_once(export):
     result, path = export(
         'seg', '--size', '64x96', '--batch', '2', '--output', 'labels'
@@ -132,6 +133,7 @@ def test_labels_and_several_images_at_once(export):
 
 
 @needs_opset
+@pytest.mark.slow
 def test_openvino(export):
     pytest.importorskip('openvino')
     pytest.importorskip('nncf')
