@@ -44,6 +44,7 @@ def finished(gpu_check, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_dry_run_has_rows_of_every_part(finished):
     written = read(finished)
     text = (finished / 'gpu.md').read_text()
@@ -63,6 +64,7 @@ def test_dry_run_has_rows_of_every_part(finished):
                 assert any(numbers) or row['values']['agrees within 1e-5']
 
 
+@pytest.mark.slow
 def test_finished_parts_do_not_run_again(finished, gpu_check, monkeypatch):
     before = (finished / 'results.json').read_bytes()
     # A process that runs jobs would fail.

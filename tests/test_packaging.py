@@ -226,6 +226,7 @@ def test_mmengine_finds_the_configs_of_an_installed_wheel(wheel, tmp_path):
     assert 'EfficientMod' in found['base']
 
 
+@pytest.mark.slow
 def test_mmengine_finds_the_configs_of_this_installation(tmp_path):
     """The editable installation that `make setup` makes."""
     probe = (

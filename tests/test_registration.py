@@ -98,6 +98,7 @@ def mmpretrain_config(tmp_path, mini_root):
     return cfg
 
 
+slow = pytest.mark.slow
 CONFIGS = dict(
     mmseg=mmseg_config, mmdet=mmdet_config, mmpretrain=mmpretrain_config
 )
@@ -107,11 +108,14 @@ CONFIGS = dict(
     ('script', 'custom_imports'),
     [
         ('stock', True),
-        pytest.param('stock', False, marks=pytest.mark.slow),
-        pytest.param('ours', False, marks=pytest.mark.slow),
+        pytest.param('stock', False, marks=slow),
+        pytest.param('ours', False, marks=slow),
     ],
 )
-@pytest.mark.parametrize('toolbox', CONFIGS)
+@pytest.mark.parametrize(
+    'toolbox',
+    ['mmseg', *(pytest.param(x, marks=slow) for x in ('mmdet', 'mmpretrain'))],
+)
 def test_train_scripts_of_the_toolboxes_train_a_registered_backbone(
     toolbox, script, custom_imports, tmp_path, mini_root
 ):

@@ -137,6 +137,7 @@ SLOW = (
     'yolov3', 'cascade', 'centernet', 'upernet_r50', 'deeplabv3plus',
     'solov2/', 'panoptic_fpn/', 'convnext-t-p4-w7', 'point_rend/',
     'dconv-c3-c5', 'reppoints', 'vfnet', 'deformable_detr/',
+    'dyhead/',
 )  # fmt: skip
 
 

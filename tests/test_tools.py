@@ -171,7 +171,7 @@ def test_detection_is_trained_tested_and_drawn(tool, workplace, capsys):
 
 CONFIGS = sorted((ROOT / 'configs').glob('[!_]*/*.py'))
 # Kinds of configs that no other test trains. All of them take minutes.
-FAST = ('fpn_mobilevit_s_ade20k', 'retinanet_efficientmod_s_fpn_1x_coco')
+FAST = ('fpn_mobilevit_s_ade20k',)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def _let_first_process_speak(error: Exception) -> None:
     if failure_of_another(error) or os.environ.get('RANK', '0') != '0':
         # engine/launch.py looks ten times a second, and a process takes
         # seconds to end on a machine that is busy.
-        time.sleep(10)
+        time.sleep(4)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import pytest
 from mmefficientmod.config.nodes import ConfigError
 
 
+@pytest.mark.slow
 def test_finished_cases_are_kept(run_benchmark, place):
     argv = ['own.py:Tiny', '--rounds', '1', '--out', 'out']
     first = run_benchmark(*argv, '--inputs', '1x32')

@@ -76,16 +76,15 @@ def test_other_programs_run_the_same_model(place, case, settings, mode):
         mode
     ]:
         pytest.importorskip(module)
-    specs = find_model_specs(['efficientmod_xxs', 'own.py:Tiny'])
-    settings = replace(settings, baselines=['efficientmod_xxs'])
+    specs = find_model_specs(['own.py:Tiny'])
+    settings = replace(settings, baselines=['own.py:Tiny'])
     case = replace(case, mode=mode, batch=1)
-    ours, tiny = measure_case(specs, case, settings)[0]
-    assert (ours.error, tiny.error) == (None, None)
-    assert 0 < ours.difference < 1e-5
+    (tiny,) = measure_case(specs, case, settings)[0]
+    assert tiny.error is None
     assert tiny.difference < 1e-5
     case = replace(case, dtype='fp16')
-    ours, _ = measure_case(specs, case, settings)[0]
-    assert f'{mode} runs ' in ours.error
+    (tiny,) = measure_case(specs, case, settings)[0]
+    assert f'{mode} runs ' in tiny.error
 
 
 @pytest.mark.skipif(not HAS_ONNXRUNTIME, reason='needs onnxruntime')
@@ -158,6 +157,7 @@ def test_boxes_are_inside_an_image_of_few_pixels():
     )
 
 
+@pytest.mark.slow
 def test_proposals_are_the_same_for_each_model():
     config = str(find_config(HOSTS['mask_rcnn'].config))
     case = BenchmarkCase('train', 2, 96, 128, 'fp32', 1)

@@ -144,14 +144,29 @@ def test_float16_is_half_as_large(export):
     assert result.checks[0].difference.largest < 2e-2
 
 
-def test_openvino(export, tool, small, mini_place):
+def test_openvino(export):
     pytest.importorskip('openvino')
-    result, path = export(
-        'seg', '--batch', 'dynamic', '--cfg-options', 'crop_size=(64,96)',
-        name='model.xml',
-    )  # fmt: skip
+    size = ['--batch', '2', '--size', '64x96']
+    result, path = export('seg', *size, name='model.xml')
     assert {file.suffix for file in result.files} == {'.bin', '.xml'}
-    assert open_file(path).described('task') == 'seg'
+    assert result.checks[0].difference.largest < 1e-5
+    file = open_file(path, threads=1)
+    assert file.described('task') == 'seg'
+    image = np.random.default_rng(0).normal(size=(2, 3, 64, 96))
+    found = file.run(image.astype(np.float32))['logits']
+    _, other = export('seg', *size)
+    expected = open_file(other).run(image.astype(np.float32))['logits']
+    np.testing.assert_allclose(found, expected, atol=1e-5 * expected.max())
+
+
+@pytest.mark.slow
+def test_openvino_of_any_size_is_tested_as_its_checkpoint(
+    export, tool, small, mini_place
+):
+    pytest.importorskip('openvino')
+    _, path = export(
+        'seg', '--cfg-options', 'crop_size=(64,96)', name='model.xml'
+    )
     config, checkpoint, *backbone = small('seg')
     metrics = [
         tool('test').main([config, file, *backbone, '--mini'])

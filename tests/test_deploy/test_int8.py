@@ -149,6 +149,7 @@ def test_openvino(export):
 
 
 @needs_opset
+@pytest.mark.slow
 def test_detector_computes_boxes_in_float(tmp_path):
     stock.import_toolbox('mmdet')
     from test_detection import RETINANET, image, small
