@@ -76,6 +76,27 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> Path:
     return folder
 
 
+def replace_folder(source: Path, target: Path) -> None:
+    """Copy a folder, in the place of what is there.
+
+    Args:
+        source: The folder to copy.
+        target: The folder to write; the one around it is made if it does not
+            exist.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix='.draft-', dir=target.parent))
+    try:
+        shutil.copytree(source, draft / source.name)
+        shutil.rmtree(target, ignore_errors=True)
+        (draft / source.name).rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
 def publish(draft: Path, target: Path) -> None:
     """Give a file, or a folder, that is on the disk its final name."""
     os.replace(draft, target)

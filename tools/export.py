@@ -6,7 +6,6 @@ The file is compared with PyTorch before it is written. See docs/deploy.md.
 from __future__ import annotations
 
 import argparse
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -215,7 +214,6 @@ def check_precision(args: argparse.Namespace) -> None:
 
 def show_report(report: Int8Report, console: Console) -> None:
     """Print what is slow and what is noisy in a file in 8 bits."""
-    noise = dict(report.worst)
     tables: list[tuple[list[Column], list[dict[str, Any]]]] = [
         (
             [OUTPUT, NOISE],
@@ -235,10 +233,7 @@ def show_report(report: Int8Report, console: Console) -> None:
         ),
         (
             [NOISIEST, NOISE],
-            [
-                dict(layer=k, noise=v)
-                for k, v in itertools.islice(noise.items(), SHOWN)
-            ],
+            [dict(layer=k, noise=v) for k, v in report.worst[:SHOWN]],
         ),
     ]
     for columns, rows in tables:

@@ -102,13 +102,15 @@ class TensorForward(nn.Module):
             for _ in range(batch)
         ]
 
-    def forward(self, image: Tensor) -> list[Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """``(N, C, H, W)`` to all tensors in the output of the model."""
         if isinstance(self.model, BaseModel):
             outs = self.model(image, self.data_samples, mode='tensor')
         else:
             outs = self.model(image)
-        return [x for x in tree_flatten(outs)[0] if isinstance(x, Tensor)]
+        found = tree_flatten(outs)[0]
+        # A tuple, since a tracer takes no list.
+        return tuple(x for x in found if isinstance(x, Tensor))
 
 
 def measure(

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
@@ -45,7 +44,7 @@ from mmefficientmod.apis.exporting_int8 import (
     report,
 )
 from mmefficientmod.apis.inference import read_trained, toolbox_of
-from mmefficientmod.atomic import atomic_write
+from mmefficientmod.atomic import atomic_write, replace_folder
 from mmefficientmod.checkpoint.loading import load_whole
 from mmefficientmod.compat import installed_stack
 from mmefficientmod.config.nodes import ConfigError
@@ -64,6 +63,7 @@ from mmefficientmod.deploy.graph import (
     WithLevels,
     keep_levels,
     level_outputs,
+    named_arrays,
 )
 from mmefficientmod.deploy.images import (
     as_batch,
@@ -227,14 +227,13 @@ def export_model(
         )
         if options.to == 'coreml':
             # CoreML runs on macOS alone. What it was converted from runs.
-            run: Run = partial(_run_module, exported, list(graph.outputs))
+            run: Run = partial(named_arrays, exported, list(graph.outputs))
             result.images += ', before the conversion for CoreML'
         else:
             run = open_file(files[-1]).run
-        for check in check_file(
-            run, plain, normalisation, images, shapes, options
-        ):
-            result.checks.append(check)
+        result.checks.extend(
+            check_file(run, plain, normalisation, images, shapes, options)
+        )
         if options.calibrate is not None:
             files = _quantise(
                 files[-1],
@@ -248,7 +247,7 @@ def export_model(
         for file in files:
             target = Path(out).with_suffix(file.suffix)
             if file.is_dir():
-                _replace_folder(file, target)
+                replace_folder(file, target)
             else:
                 with atomic_write(target) as final:
                     shutil.copyfile(file, final)
@@ -297,28 +296,6 @@ def _write(
         halve(draft)
     describe(draft, metadata)
     return [draft]
-
-
-def _run_module(
-    module: nn.Module, names: Sequence[str], image: np.ndarray
-) -> dict[str, np.ndarray]:
-    with torch.no_grad():
-        values = module(torch.from_numpy(image))
-    return {
-        name: value.numpy() for name, value in zip(names, values, strict=True)
-    }
-
-
-def _replace_folder(source: Path, target: Path) -> None:
-    """Copy a folder, in the place of what is there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix='.draft-', dir=target.parent))
-    try:
-        shutil.copytree(source, draft / source.name)
-        shutil.rmtree(target, ignore_errors=True)
-        (draft / source.name).rename(target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from mmengine.config import Config
-from torch import Tensor
 
 from mmefficientmod.apis.export_options import ExportOptions
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.toolbox import input_size
 from mmefficientmod.deploy.checking import Difference, compare
-from mmefficientmod.deploy.graph import ExportGraph, RawImages
+from mmefficientmod.deploy.graph import (
+    ExportGraph,
+    RawImages,
+    named_arrays,
+)
 from mmefficientmod.deploy.images import as_batch
 from mmefficientmod.models.normalisation import ImageNormalisation
 
@@ -65,16 +68,21 @@ def check_file(
     raw = RawImages(graph, normalisation)
     for shape in shapes:
         batch = as_batch(images, *shape)
-        image = raw.normalise(torch.from_numpy(batch))
-        expected = _reference(graph, image)
-        found = run(batch if options.preprocess else image.numpy())
+        image = raw.normalise(torch.from_numpy(batch)).numpy()
+        expected = named_arrays(graph.reference, graph.outputs, image)
+        found = run(batch if options.preprocess else image)
         difference = compare(found, expected)
         if not difference.within(options.allowed) and graph.task == 'det':
-            variations = (
-                image * (1 + ROUNDING * torch.randn_like(image))
-                for _ in range(VARIATIONS)
-            )
-            others = [_reference(graph, x) for x in variations]
+            rng = np.random.default_rng(0)
+            others = [
+                named_arrays(graph.reference, graph.outputs, varied)
+                for varied in (
+                    (
+                        image * (1 + ROUNDING * rng.normal(size=image.shape))
+                    ).astype(np.float32)
+                    for _ in range(VARIATIONS)
+                )
+            ]
             difference = compare(found, expected, others)
         if not difference.within(options.allowed):
             number, height, width = shape
@@ -92,25 +100,15 @@ def check_file(
         yield Check(shape, difference)
 
 
-def _reference(graph: ExportGraph, image: Tensor) -> dict[str, np.ndarray]:
-    """What the toolbox computes, by name."""
-    with torch.no_grad():
-        values = graph.reference(image)
-    return {
-        name: value.numpy()
-        for name, value in zip(graph.outputs, values, strict=True)
-    }
-
-
 def find_divisor(graph: ExportGraph) -> int:
     """What height and width must be multiples of: 1, or 32.
 
     Some models cannot add the levels of other sizes, and their configs pad
     the images before the model gets them.
     """
-    image = torch.zeros(1, 3, 65, 101)
+    image = np.zeros((1, 3, 65, 101), np.float32)
     try:
-        _reference(graph, image)
+        named_arrays(graph.reference, graph.outputs, image)
     except RuntimeError:
         return 32
     return 1

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mmefficientmod.config.nodes import ConfigError
-from mmefficientmod.deploy.files import OPENVINO, ExportedFile, open_file
-from mmefficientmod.deploy.graph import ExportGraph
+from mmefficientmod.deploy.files import OPENVINO, open_file
+from mmefficientmod.deploy.graph import ExportGraph, named_arrays
 from mmefficientmod.deploy.int8 import quantize_onnx, quantize_openvino
 from mmefficientmod.deploy.noise import (
     LEAST_EQUAL,
@@ -117,7 +115,14 @@ def check_noise(
     Raises:
         ConfigError: If the noise is above the bounds.
     """
-    noise = measure_noise(_outputs(open_file(path), graph, samples))
+    file = open_file(path)
+    noise = measure_noise(
+        (
+            file.run(x.given),
+            named_arrays(graph.reference, graph.outputs, x.normalised),
+        )
+        for x in samples
+    )
     if not noise.is_low:
         raise ConfigError(
             f'the file in int8 differs too much from PyTorch ({noise.text}; '
@@ -126,20 +131,6 @@ def check_noise(
             'images like those of the training, or leave out --int8'
         )
     return noise
-
-
-def _outputs(
-    file: ExportedFile, graph: ExportGraph, samples: Iterable[Sample]
-) -> Any:
-    """Outputs of a file and of PyTorch, for each image."""
-    for sample in samples:
-        with torch.no_grad():
-            values = graph.reference(torch.from_numpy(sample.normalised))
-        expected = {
-            name: value.numpy()
-            for name, value in zip(graph.outputs, values, strict=True)
-        }
-        yield file.run(sample.given), expected
 
 
 def report(
@@ -159,24 +150,13 @@ def report(
     file = open_file(draft.measured)
     ratios: dict[str, float] = {}
     if draft.levels:
-
-        def pairs() -> Any:
-            for sample in samples:
-                with torch.no_grad():
-                    found: Sequence[Tensor] = backbone(
-                        torch.from_numpy(sample.normalised)
-                    )
-                yield (
-                    file.run(sample.given),
-                    {
-                        name: value.numpy()
-                        for name, value in zip(
-                            draft.levels, found, strict=True
-                        )
-                    },
-                )
-
-        ratios = measure_noise(pairs()).ratios
+        ratios = measure_noise(
+            (
+                file.run(x.given),
+                named_arrays(backbone, draft.levels, x.normalised),
+            )
+            for x in samples
+        ).ratios
     path, image = draft.files[-1], samples[0].given
     if path.suffix == OPENVINO:
         slowest = time_openvino(path, image)

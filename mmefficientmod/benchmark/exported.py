@@ -14,9 +14,16 @@ from torch import Tensor, nn
 
 from mmefficientmod.benchmark.cases import BenchmarkCase, Workload
 from mmefficientmod.config.nodes import ConfigError
+from mmefficientmod.deploy.files import load_ncnn
 from mmefficientmod.deploy.layouts import best_layout, lay_out
 from mmefficientmod.deploy.ncnn_files import write_ncnn
-from mmefficientmod.deploy.onnx_files import require, write_onnx
+from mmefficientmod.deploy.onnx_files import (
+    CPU,
+    open_session,
+    require,
+    write_onnx,
+)
+from mmefficientmod.deploy.openvino_files import compile_model, convert_onnx
 from mmefficientmod.models.layers.deploy import switch_to_deploy
 
 # OpenVINO's names of the data types that it computes with.
@@ -56,23 +63,15 @@ def prepare_onnxruntime(
     import onnxruntime
 
     kind = image.device.type
-    provider = dict(cpu='CPUExecutionProvider', cuda='CUDAExecutionProvider')[
-        kind
-    ]
+    provider = dict(cpu=CPU, cuda='CUDAExecutionProvider')[kind]
     if provider not in onnxruntime.get_available_providers():
         raise ConfigError(
             f'this onnxruntime has no {provider}: pip install onnxruntime-gpu'
         )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = case.threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors only
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, 'model.onnx'))
         write_onnx(network, image, path)
-        session = onnxruntime.InferenceSession(
-            path, options, providers=[provider]
-        )
+        session = open_session(path, case.threads, provider)
     # Input and outputs are bound once to memory on the device, so that no
     # copy between the devices is timed.
     binding = session.io_binding()
@@ -116,14 +115,8 @@ def prepare_openvino(
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, 'model.onnx'))
         write_onnx(network, image, path)
-        model = openvino.Core().compile_model(
-            openvino.convert_model(path),
-            'CPU',
-            {
-                'PERFORMANCE_HINT': 'LATENCY',
-                'INFERENCE_NUM_THREADS': case.threads,
-                'INFERENCE_PRECISION_HINT': OPENVINO_DTYPES[case.dtype],
-            },
+        model = compile_model(
+            convert_onnx(path), case.threads, OPENVINO_DTYPES[case.dtype]
         )
     request = model.create_infer_request()
     request.set_input_tensor(
@@ -154,12 +147,10 @@ def prepare_ncnn(
     require('ncnn', 'ncnn')
     import ncnn
 
-    from mmefficientmod.deploy.files import load_ncnn
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'model.param')
         network.eval()
-        write_ncnn(_Tuple(network), image, path, {})
+        write_ncnn(network, image, path, {})
         net = load_ncnn(path, case.threads)
     array = np.ascontiguousarray(image[0].numpy())
     given = ncnn.Mat(array).clone()
@@ -174,18 +165,6 @@ def prepare_ncnn(
         return [torch.from_numpy(np.array(x)[None]) for x in run()]
 
     return Workload(run, outputs)
-
-
-class _Tuple(nn.Module):
-    """A network whose outputs are a tuple, as a tracer needs."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """``(N, C, H, W)`` to the outputs."""
-        return tuple(self.network(image))
 
 
 def _check_cpu(case: BenchmarkCase, image: Tensor) -> None:

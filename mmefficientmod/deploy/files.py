@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from mmefficientmod.config.nodes import ConfigError
-from mmefficientmod.deploy.onnx_files import IMAGE, require
+from mmefficientmod.deploy.onnx_files import open_session, require
+from mmefficientmod.deploy.openvino_files import INFO, compile_model
 from mmefficientmod.messages import shorten
 
 ONNX, OPENVINO, NCNN = '.onnx', '.xml', '.param'
@@ -112,18 +113,10 @@ def open_file(
 class _OnnxFile(ExportedFile):
     def __init__(self, path: str | os.PathLike, threads: int | None) -> None:
         super().__init__(path)
-        require('onnxruntime')
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        if threads:
-            options.intra_op_num_threads = threads
-            options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors only
         try:
-            self._session = onnxruntime.InferenceSession(
-                os.fspath(path), options, providers=['CPUExecutionProvider']
-            )
+            self._session = open_session(path, threads)
+        except ConfigError:
+            raise
         except Exception as error:
             raise ConfigError(
                 f'{path} cannot be read by ONNX Runtime '
@@ -154,17 +147,9 @@ class _OpenVinoFile(ExportedFile):
         require('openvino', 'openvino')
         import openvino
 
-        settings: dict[str, Any] = {
-            'PERFORMANCE_HINT': 'LATENCY',
-            'INFERENCE_PRECISION_HINT': precision,
-        }
-        if threads:
-            settings['INFERENCE_NUM_THREADS'] = threads
         try:
             model = openvino.Core().read_model(os.fspath(path))
-            self._model = openvino.compile_model(
-                model, device_name='CPU', config=settings
-            )
+            self._model = compile_model(model, threads, precision)
         except Exception as error:
             raise ConfigError(
                 f'{path} cannot be read by OpenVINO ({shorten(str(error))})'
@@ -253,29 +238,10 @@ def load_ncnn(path: Path, threads: int | None = None) -> Any:
     return net
 
 
-# The part of a file of OpenVINO that has our description.
-INFO = 'mmefficientmod'
-
-
-def description(
-    values: Mapping[str, Any],
-) -> dict[str, str]:
+def description(values: Mapping[str, Any]) -> dict[str, str]:
     """A description for a file: each value as JSON."""
     return {k: json.dumps(v) for k, v in values.items()}
 
 
 def _shape_text(shape: tuple[int | None, ...]) -> str:
     return f'({", ".join("any" if n is None else str(n) for n in shape)})'
-
-
-__all__ = [
-    'IMAGE',
-    'INFO',
-    'ONNX',
-    'OPENVINO',
-    'SUFFIXES',
-    'ExportedFile',
-    'description',
-    'is_exported',
-    'open_file',
-]

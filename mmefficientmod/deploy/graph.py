@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,6 +47,23 @@ class ExportGraph(nn.Module):
     def reference(self, image: Tensor) -> tuple[Tensor, ...]:
         """The same by the functions of the toolbox. Default: ``forward``."""
         return self(image)
+
+
+def named_arrays(
+    function: Callable[[Tensor], Sequence[Tensor]],
+    names: Iterable[str],
+    image: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Outputs of a function of PyTorch, by name, as those of a file.
+
+    Args:
+        function: Takes an image, returns as many tensors as there are names.
+        names: Names of its outputs.
+        image: ``(N, 3, H, W)`` float32, or what else the function takes.
+    """
+    with torch.no_grad():
+        values = function(torch.from_numpy(image))
+    return {k: v.numpy() for k, v in zip(names, values, strict=True)}
 
 
 class BackboneGraph(ExportGraph):

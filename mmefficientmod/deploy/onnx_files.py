@@ -22,9 +22,9 @@ from mmefficientmod.messages import shorten
 IMAGE = 'image'
 # PyTorch 2.1, which has only this exporter, has no later opset. From 20 on,
 # ONNX has GELU as one operator, which int8 needs.
-OPSET = 17
-if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
-    OPSET = 20
+HAS_DYNAMO = 'dynamo' in inspect.signature(torch.onnx.export).parameters
+OPSET = 20 if HAS_DYNAMO else 17
+CPU = 'CPUExecutionProvider'
 
 
 def write_onnx(
@@ -62,8 +62,7 @@ def write_onnx(
     if outputs is not None:
         arguments['output_names'] = list(outputs)
         arguments['dynamic_axes'] = _dynamic_axes(image, outputs, batch, size)
-    # PyTorch 2.1 does not have the argument.
-    if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
+    if HAS_DYNAMO:  # PyTorch 2.1 does not have the argument
         arguments['dynamo'] = False
     # The exporter restores the mode of the graph that it was given, and a
     # folded model refuses any other mode than eval.
@@ -179,6 +178,40 @@ def halve(path: str | os.PathLike) -> None:
         # The casts of the input are behind the nodes that read them.
         model.topological_sort()
     onnx.save(model.model, os.fspath(path))
+
+
+def open_session(
+    model: str | os.PathLike | bytes,
+    threads: int | None = None,
+    provider: str = CPU,
+    **settings: Any,
+) -> Any:
+    """Load a model in ONNX Runtime.
+
+    Args:
+        model: An ONNX file, or its content.
+        threads: CPU threads of an operator. Default: ONNX Runtime's choice.
+        provider: What runs it. Default: the CPU.
+        **settings: Attributes of ``onnxruntime.SessionOptions``.
+
+    Returns:
+        The ``onnxruntime.InferenceSession``.
+
+    Raises:
+        ConfigError: If onnxruntime is not installed.
+    """
+    require('onnxruntime')
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    if threads:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors only
+    for name, value in settings.items():
+        setattr(options, name, value)
+    content = model if isinstance(model, bytes) else os.fspath(model)
+    return onnxruntime.InferenceSession(content, options, providers=[provider])
 
 
 def require(module: str, extra: str = 'export') -> None:

@@ -1,4 +1,4 @@
-"""Converting an ONNX file for OpenVINO."""
+"""Models of OpenVINO: converted from ONNX files, written and compiled."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mmefficientmod.config.nodes import ConfigError
-from mmefficientmod.deploy.files import INFO
 from mmefficientmod.deploy.onnx_files import require, silence
 from mmefficientmod.messages import shorten
+
+# The part of a file that has our description.
+INFO = 'mmefficientmod'
 
 
 def convert_onnx(source: str | os.PathLike) -> Any:
@@ -57,3 +59,32 @@ def write_openvino(
         model.set_rt_info(value, [INFO, name])
     openvino.save_model(model, os.fspath(path), compress_to_fp16=half)
     return [Path(path).with_suffix('.bin'), Path(path)]
+
+
+def compile_model(
+    model: Any,
+    threads: int | None = None,
+    precision: str = 'f32',
+    **settings: Any,
+) -> Any:
+    """Compile a model for the CPU.
+
+    Args:
+        model: An ``openvino.Model``.
+        threads: CPU threads. Default: OpenVINO's choice.
+        precision: With which it computes what the model has as float32:
+            ``'f32'`` or ``'bf16'``. Left alone, OpenVINO takes bf16 where the
+            CPU has it. Default: ``'f32'``.
+        **settings: Further properties of OpenVINO.
+
+    Returns:
+        The ``openvino.CompiledModel``.
+    """
+    import openvino
+
+    config = dict(
+        PERFORMANCE_HINT='LATENCY', INFERENCE_PRECISION_HINT=precision
+    )
+    if threads:
+        settings['INFERENCE_NUM_THREADS'] = threads
+    return openvino.compile_model(model, 'CPU', config | settings)

@@ -15,7 +15,8 @@ import numpy as np
 
 from mmefficientmod.deploy.int8 import int8_layers, int8_nodes
 from mmefficientmod.deploy.noise import decibels
-from mmefficientmod.deploy.onnx_files import IMAGE
+from mmefficientmod.deploy.onnx_files import IMAGE, open_session
+from mmefficientmod.deploy.openvino_files import compile_model
 
 RUNS = 10
 # What the quantiser adds to the name of a tensor that it made float again.
@@ -66,15 +67,11 @@ def time_onnx(path: str | os.PathLike, image: np.ndarray) -> list[LayerTime]:
     Returns:
         The layers, the slowest first.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.enable_profiling = True
-    options.log_severity_level = 3  # errors only
     with tempfile.TemporaryDirectory() as folder:
-        options.profile_file_prefix = str(Path(folder, 'profile'))
-        session = onnxruntime.InferenceSession(
-            os.fspath(path), options, providers=['CPUExecutionProvider']
+        session = open_session(
+            path,
+            enable_profiling=True,
+            profile_file_prefix=str(Path(folder, 'profile')),
         )
         for _ in range(RUNS):
             session.run(None, {IMAGE: image})
@@ -101,14 +98,8 @@ def time_openvino(
     """
     import openvino
 
-    model = openvino.compile_model(
-        openvino.Core().read_model(os.fspath(path)),
-        device_name='CPU',
-        config=dict(
-            PERF_COUNT=True,
-            PERFORMANCE_HINT='LATENCY',
-            INFERENCE_PRECISION_HINT='f32',
-        ),
+    model = compile_model(
+        openvino.Core().read_model(os.fspath(path)), PERF_COUNT=True
     )
     request = model.create_infer_request()
     times = []
@@ -183,18 +174,13 @@ def _run_onnx(
 ) -> dict[str, np.ndarray]:
     """Values inside an ONNX model, by the names of their layers."""
     import onnx
-    import onnxruntime
 
     known = {x.name for x in model.graph.output}
     model.graph.output.extend(
         onnx.helper.make_tensor_value_info(x, onnx.TensorProto.FLOAT, None)
         for x in {*tensors.values()} - known
     )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=['CPUExecutionProvider']
-    )
+    session = open_session(model.SerializeToString())
     order = list(tensors)
     found = session.run([tensors[x] for x in order], {IMAGE: image})
     return dict(zip(order, found, strict=True))
@@ -227,16 +213,12 @@ def _run_openvino(
     model: Any, layers: Iterable[str], image: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Outputs of layers inside a model of OpenVINO, by their names."""
-    import openvino
-
     model = model.clone()
     nodes = {x.get_friendly_name(): x for x in model.get_ops()}
     names = [x for x in layers if x in nodes]
     first = len(model.outputs)
     model.add_outputs([nodes[x].output(0) for x in names])
-    compiled = openvino.compile_model(
-        model, device_name='CPU', config=dict(INFERENCE_PRECISION_HINT='f32')
-    )
+    compiled = compile_model(model)
     values = list(compiled(image).values())[first:]
     return dict(zip(names, values, strict=True))
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from mmdet.models.detectors import TwoStageDetector
-from mmdet.models.roi_heads import CascadeRoIHead
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox2roi
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from mmefficientmod.deploy.detection.dense import (
     rewrite_dense_head,
 )
 from mmefficientmod.deploy.detection.rois import (
+    mask_logits,
     predict_boxes,
     predict_masks,
     rewrite_roi_head,
@@ -115,13 +115,7 @@ class DetectorGraph(ExportGraph):
         if not self.masks:
             return tensors
         rois = bbox2roi([found.bboxes])
-        if isinstance(head, CascadeRoIHead):
-            logits = [
-                head._mask_forward(stage, features, rois)['mask_preds']
-                for stage in range(head.num_stages)
-            ]
-        else:
-            logits = [head._mask_forward(features, rois)['mask_preds']]
+        logits = mask_logits(head, features, rois)
         masks = torch.stack([x.sigmoid() for x in logits]).mean(0)
         classes = torch.zeros_like(found.labels)
         if masks.shape[1] > 1:

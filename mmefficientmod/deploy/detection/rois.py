@@ -103,18 +103,21 @@ def predict_masks(
         boxes: ``(K, 4)``.
         labels: ``(K,)``.
     """
-    rois = as_rois(boxes)
-    if isinstance(head, CascadeRoIHead):
-        found = [
-            head._mask_forward(stage, features, rois)['mask_preds']
-            for stage in range(head.num_stages)
-        ]
-    else:
-        found = [head._mask_forward(features, rois)['mask_preds']]
+    found = mask_logits(head, features, as_rois(boxes))
     if stages(head.mask_head)[-1].class_agnostic:
         labels = torch.zeros_like(labels)
     masks = [_of_class(logits, labels).sigmoid() for logits in found]
     return sum(masks[1:], masks[0]) / len(masks)
+
+
+def mask_logits(head: Any, features: Features, rois: Tensor) -> list[Tensor]:
+    """Logits of masks, ``(K, classes, h, w)``, of each stage of a head."""
+    if isinstance(head, CascadeRoIHead):
+        return [
+            head._mask_forward(stage, features, rois)['mask_preds']
+            for stage in range(head.num_stages)
+        ]
+    return [head._mask_forward(features, rois)['mask_preds']]
 
 
 def as_rois(boxes: Tensor) -> Tensor:

@@ -3,17 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmefficientmod.deploy.files import open_file
+from mmefficientmod.deploy.files import ExportedFile, open_file
 
 # Settings of data preprocessors that a file with raw images does itself.
 NORMALISING = ('mean', 'std', 'to_rgb', 'bgr_to_rgb', 'rgb_to_bgr')
 PADDING = ('pad_size_divisor', 'size_divisor', 'size', 'test_cfg')
+
+
+# Files that somebody holds.
+_HELD: WeakValueDictionary[tuple, ExportedFile] = WeakValueDictionary()
+
+
+def shared_file(path: str, threads: int | None = None) -> ExportedFile:
+    """An exported file, opened once as long as somebody holds it.
+
+    A config names the file after its description was read, and opening it
+    takes seconds.
+
+    Args:
+        path: The file.
+        threads: CPU threads. Default: the library's choice.
+
+    Raises:
+        ConfigError: If the file cannot be opened.
+    """
+    if not Path(path).is_file():
+        return open_file(path, threads)  # says so
+    state = Path(path).stat()
+    key = Path(path).resolve(), state.st_mtime_ns, state.st_size, threads
+    file = _HELD.get(key)
+    if file is None:
+        file = _HELD[key] = open_file(path, threads)
+    return file
 
 
 class FileModel:
@@ -25,7 +54,7 @@ class FileModel:
     """
 
     def __init__(self, path: str, threads: int | None = None) -> None:
-        self.file = open_file(path, threads)
+        self.file = shared_file(path, threads)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Run the file on images of one size.

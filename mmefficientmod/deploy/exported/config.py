@@ -9,8 +9,11 @@ from mmengine.config import Config, ConfigDict
 
 from mmefficientmod.config.nodes import ConfigError, find_model
 from mmefficientmod.config.toolbox import model_dict
-from mmefficientmod.deploy.exported.base import adapted_preprocessor
-from mmefficientmod.deploy.files import ExportedFile, open_file
+from mmefficientmod.deploy.exported.base import (
+    adapted_preprocessor,
+    shared_file,
+)
+from mmefficientmod.deploy.files import ExportedFile
 from mmefficientmod.messages import list_some
 
 TASKS = dict(mmpretrain='cls', mmseg='seg', mmdet='det')
@@ -32,7 +35,7 @@ def use_exported(
     Raises:
         ConfigError: If the file cannot be read, or is of another task.
     """
-    file = open_file(path, threads)
+    file = shared_file(path, threads)
     scope = cfg.get('default_scope')
     task = file.described('task')
     if task != TASKS[scope]:

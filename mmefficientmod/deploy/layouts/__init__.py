@@ -34,8 +34,8 @@ def best_layout(program: str, size: tuple[int, int] | None) -> str:
     """The fastest layout.
 
     Args:
-        program: What runs the model: ``'onnxruntime'``, ``'openvino'``,
-            ``'ncnn'`` or ``'coreml'``.
+        program: What runs the model: ``'openvino'``, ``'ncnn'``,
+            ``'coreml'``, or any other name for ONNX Runtime.
         size: Height and width of the images, in pixels; None for any size.
     """
     if program == 'openvino':
