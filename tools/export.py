@@ -21,13 +21,12 @@ from mmefficientmod.apis.export_options import (
     ExportOptions,
 )
 from mmefficientmod.apis.exporting import Export, export_model
-from mmefficientmod.apis.inference import toolbox_of
 from mmefficientmod.benchmark.tables import Column
 from mmefficientmod.benchmark.terminal import print_table
 from mmefficientmod.checkpoint.reading import check_exists
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.options import apply_options
-from mmefficientmod.config.toolbox import input_size
+from mmefficientmod.config.toolbox import input_size, toolbox_of
 from mmefficientmod.deploy.int8 import CALIBRATION_IMAGES
 from mmefficientmod.deploy.layouts import LAYOUTS
 from mmefficientmod.deploy.report import Int8Report

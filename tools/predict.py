@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmefficientmod import cli
-from mmefficientmod.apis.inference import build_inferencer, toolbox_of
+from mmefficientmod.apis.inference import build_inferencer
 from mmefficientmod.apis.inputs import SUFFIXES, find_sources
 from mmefficientmod.apis.outputs import folders
 from mmefficientmod.apis.predicting import (
@@ -19,6 +19,8 @@ from mmefficientmod.apis.predicting import (
 from mmefficientmod.checkpoint.reading import check_exists
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.config.options import apply_options
+from mmefficientmod.config.toolbox import toolbox_of
+from mmefficientmod.deploy.files import is_exported
 from mmefficientmod.models.layers import matmul
 from mmefficientmod.models.layers.fast_linear import use_fast_linear
 
@@ -86,6 +88,11 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
     if args.score_thr is not None and scope != 'mmdet':
         raise ConfigError('--score-thr is for detectors')
     check_exists(args.checkpoint)
+    if args.fast_linear and is_exported(args.checkpoint):
+        raise ConfigError(
+            '--fast-linear changes the model of a checkpoint, and '
+            f'{args.checkpoint} is an exported file'
+        )
     # Before the model is built, which takes long.
     sources = find_sources(args.inputs, folders(args.out))
     inferencer = build_inferencer(

@@ -110,7 +110,7 @@ def check_modes(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: If such an argument was given.
     """
-    for name in ('amp', 'deploy', 'fast_linear'):
+    for name in ('amp', 'deploy', 'fast_linear', 'tta'):
         if getattr(args, name):
             raise ConfigError(
                 f'--{name.replace("_", "-")} changes the model of a '

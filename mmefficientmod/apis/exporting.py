@@ -43,12 +43,12 @@ from mmefficientmod.apis.exporting_int8 import (
     quantise,
     report,
 )
-from mmefficientmod.apis.inference import read_trained, toolbox_of
+from mmefficientmod.apis.inference import read_trained
 from mmefficientmod.atomic import atomic_write, replace_folder
 from mmefficientmod.checkpoint.loading import load_whole
 from mmefficientmod.compat import installed_stack
 from mmefficientmod.config.nodes import ConfigError
-from mmefficientmod.config.toolbox import build_model
+from mmefficientmod.config.toolbox import build_model, toolbox_of
 from mmefficientmod.deploy.coreml_files import write_coreml
 from mmefficientmod.deploy.files import (
     NCNN,

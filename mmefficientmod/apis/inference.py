@@ -38,9 +38,9 @@ from mmefficientmod.checkpoint.entry import protect
 from mmefficientmod.checkpoint.loading import load_whole
 from mmefficientmod.checkpoint.reading import read_checkpoint, select_weights
 from mmefficientmod.config.class_checks import registered
-from mmefficientmod.config.files import TOOLBOXES, load_config
+from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError, dataset_dicts, type_name
-from mmefficientmod.config.toolbox import import_toolbox
+from mmefficientmod.config.toolbox import import_toolbox, toolbox_of
 from mmefficientmod.datasets.folders import has_class_folders, set_num_classes
 from mmefficientmod.deploy.exported.config import use_exported
 from mmefficientmod.deploy.files import is_exported
@@ -77,28 +77,6 @@ DRAWERS = {
 WARNINGS = (
     'Checkpoint is not loaded', 'weights is None', 'palette does not exist',
 )  # fmt: skip
-
-
-def toolbox_of(cfg: Config) -> str:
-    """The toolbox that a config belongs to.
-
-    A pure-Python config may have no ``default_scope``; then it is that of the
-    class of its model.
-
-    Raises:
-        ConfigError: If it is none of those that can predict.
-    """
-    scope = cfg.get('default_scope')
-    kind = (cfg.get('model') or {}).get('type')
-    if not scope and kind is not None:
-        name = kind if isinstance(kind, str) else kind.__module__
-        scope = name.partition('.')[0]
-    if scope not in TOOLBOXES:
-        raise ConfigError(
-            f'only configs of {", ".join(TOOLBOXES)} can predict, and this '
-            f'one has default_scope={cfg.get("default_scope")!r}'
-        )
-    return scope
 
 
 def build_inferencer(
@@ -145,6 +123,11 @@ def build_inferencer(
     drop_noise(MMLogger.get_current_instance())
     protect()  # parts of a model may read files of their own
     exported = is_exported(checkpoint)
+    if exported and device not in (None, 'cpu'):
+        raise ConfigError(
+            f'{checkpoint} is an exported file, which runs on the CPU, not '
+            f'on {device}'
+        )
     device = 'cpu' if exported else device or get_device()
     _check_device(device)
     weights: Mapping[str, Any] = {}

@@ -14,6 +14,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from torch import nn
 
+from mmefficientmod.config.files import TOOLBOXES
 from mmefficientmod.config.nodes import ConfigError, dataset_dicts
 
 # Beginnings of lines that a toolbox prints on import and that say nothing to
@@ -22,6 +23,28 @@ NOISY_LINES = ('Could not import OneDL',)
 # Height and width at which papers, and MMDetection's own tool before version
 # 3, count FLOPs of detectors whose images are scaled to at most 1333 x 800.
 COCO_SIZE = (800, 1280)
+
+
+def toolbox_of(cfg: Config) -> str:
+    """The toolbox that a config belongs to.
+
+    A pure-Python config may have no ``default_scope``; then it is that of the
+    class of its model.
+
+    Raises:
+        ConfigError: If it is none of those that can predict.
+    """
+    scope = cfg.get('default_scope')
+    kind = (cfg.get('model') or {}).get('type')
+    if not scope and kind is not None:
+        name = kind if isinstance(kind, str) else kind.__module__
+        scope = name.partition('.')[0]
+    if scope not in TOOLBOXES:
+        raise ConfigError(
+            f'only configs of {", ".join(TOOLBOXES)} can predict, and this '
+            f'one has default_scope={cfg.get("default_scope")!r}'
+        )
+    return scope
 
 
 def import_toolbox(scope: str) -> None:

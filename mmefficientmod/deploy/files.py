@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,27 @@ class ExportedFile(abc.ABC):
         return self
 
     def described(self, name: str, default: Any = None) -> Any:
-        """A value of the description, which is JSON."""
-        text = self.metadata.get(name)
-        return default if text is None else json.loads(text)
+        """A value of the description, which is JSON.
+
+        The description of another program may have the name, but no JSON.
+        """
+        try:
+            return json.loads(self.metadata[name])
+        except (KeyError, ValueError):
+            return default
+
+    def _only_input(self, inputs: Sequence[Any]) -> Any:
+        """The one input of a file.
+
+        Raises:
+            ConfigError: If it has another number of them.
+        """
+        if len(inputs) != 1:
+            raise ConfigError(
+                f'{self.path} has {len(inputs)} inputs, and a file of '
+                'tools/export.py has one, the images'
+            )
+        return inputs[0]
 
     def _failed(self, image: np.ndarray, error: Exception) -> ConfigError:
         return ConfigError(
@@ -122,7 +140,7 @@ class _OnnxFile(ExportedFile):
                 f'{path} cannot be read by ONNX Runtime '
                 f'({shorten(str(error))})'
             ) from error
-        (given,) = self._session.get_inputs()
+        given = self._only_input(self._session.get_inputs())
         self._input = given.name
         self.input_shape = tuple(
             n if isinstance(n, int) else None for n in given.shape
@@ -154,7 +172,7 @@ class _OpenVinoFile(ExportedFile):
             raise ConfigError(
                 f'{path} cannot be read by OpenVINO ({shorten(str(error))})'
             ) from error
-        (given,) = model.inputs
+        given = self._only_input(model.inputs)
         self.input_shape = tuple(
             None if n.is_dynamic else n.get_length()
             for n in given.partial_shape
@@ -185,8 +203,14 @@ class _NcnnFile(ExportedFile):
                 f'{path} cannot be run without {beside}, its description by '
                 'tools/export.py'
             )
-        self.metadata = json.loads(beside.read_text())
-        height, width = self.described('size')
+        try:
+            self.metadata = json.loads(beside.read_text())
+            height, width = self.described('size')
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f'{beside} is not the description that tools/export.py '
+                f'writes ({shorten(str(error))})'
+            ) from error
         self.input_shape = (1, 3, height, width)
         self._net = load_ncnn(self.path, threads)
 

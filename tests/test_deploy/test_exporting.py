@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import ROOT
 from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
+from mmpretrain.models import ImageClassifier
 
 from mmefficientmod import EfficientMod
 from mmefficientmod.apis.inference import build_inferencer
@@ -19,6 +20,8 @@ from mmefficientmod.config.files import load_config
 from mmefficientmod.config.nodes import ConfigError
 from mmefficientmod.deploy.checking import compare
 from mmefficientmod.deploy.coreml_files import count_operators, write_coreml
+from mmefficientmod.deploy.exported.base import shared_file
+from mmefficientmod.deploy.exported.config import use_exported
 from mmefficientmod.deploy.files import open_file
 from mmefficientmod.deploy.layouts import lay_out
 
@@ -253,6 +256,78 @@ def test_file_of_another_task_is_refused(export, tool, small):
     config, _, *backbone = small('seg')
     with pytest.raises(ConfigError, match='is an export of the kind cls'):
         build_inferencer(config, str(path))
+
+
+def foreign_file(path, inputs, **metadata):
+    """An ONNX file that another program wrote."""
+    value = onnx.helper.make_tensor_value_info
+    kind = onnx.TensorProto.FLOAT
+    names = [f'input_{i}' for i in range(inputs)]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node('Identity', names[:1], ['y'])],
+        'graph',
+        [value(name, kind, [1, 3, 8, 8]) for name in names],
+        [value('y', kind, [1, 3, 8, 8])],
+    )
+    opsets = [onnx.helper.make_opsetid('', 17)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    onnx.helper.set_model_props(model, metadata)
+    onnx.save(model, str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ('inputs', 'metadata', 'message'),
+    [
+        (1, {}, 'has no description by tools/export.py'),
+        (1, dict(task='detect'), 'has no description by tools/export.py'),
+        (2, {}, 'has 2 inputs, and a file of'),
+    ],
+)
+def test_file_of_another_program_is_refused(
+    inputs, metadata, message, small, tmp_path
+):
+    path = foreign_file(tmp_path / 'other.onnx', inputs, **metadata)
+    with pytest.raises(ConfigError, match=message):
+        build_inferencer(small('cls')[0], path)
+
+
+def test_exported_file_runs_a_config_without_scope(export, small, tmp_path):
+    _, path = export('cls', '--size', '64')
+    cfg = load_config(small('cls')[0])
+    cfg.default_scope = None
+    cfg.model.type = ImageClassifier
+    file = use_exported(cfg, str(path))
+    assert cfg.model.type == 'mmefficientmod.ExportedClassifier'
+    assert shared_file(str(path)) is file
+
+
+def test_options_of_a_checkpoint_are_refused(
+    export, tool, small, mini_place, mini_root
+):
+    _, path = export('seg', '--size', '64x96')
+    config, _, *backbone = small('seg')
+    argv = [config, str(path), *backbone]
+    for option in ('--deploy', '--fast-linear', '--tta'):
+        with pytest.raises(ConfigError, match=f'{option} changes the model'):
+            tool('test').main([*argv, '--mini', option])
+    image = str(next(mini_root.rglob('*.jpg')))
+    with pytest.raises(ConfigError, match='--fast-linear changes the model'):
+        tool('predict').main([*argv, image, '--fast-linear'])
+    with pytest.raises(ConfigError, match='on the CPU, not on cuda:0'):
+        tool('predict').main([*argv, image, '--device', 'cuda:0'])
+
+
+def test_description_beside_a_file_of_ncnn_is_checked(tmp_path):
+    pytest.importorskip('ncnn')
+    path = tmp_path / 'model.param'
+    path.touch()
+    with pytest.raises(ConfigError, match='cannot be run without'):
+        open_file(path)
+    for text in ('nothing', '[]', '{}'):
+        path.with_suffix('.json').write_text(text)
+        with pytest.raises(ConfigError, match='is not the description'):
+            open_file(path)
 
 
 def test_wrong_size_is_one_sentence(export):

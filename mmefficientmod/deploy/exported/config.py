@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from mmefficientmod.config.nodes import ConfigError, find_model
-from mmefficientmod.config.toolbox import model_dict
+from mmefficientmod.config.toolbox import model_dict, toolbox_of
 from mmefficientmod.deploy.exported.base import (
     adapted_preprocessor,
     shared_file,
@@ -36,7 +36,7 @@ def use_exported(
         ConfigError: If the file cannot be read, or is of another task.
     """
     file = shared_file(path, threads)
-    scope = cfg.get('default_scope')
+    scope = toolbox_of(cfg)
     task = file.described('task')
     if task != TASKS[scope]:
         raise ConfigError(
